@@ -1,0 +1,344 @@
+"""ModelConfig: the shape of a BitNet model, in Hugging Face's field names, and the presets.
+
+A configuration is checked once, here: a key nobody knows and a value that contradicts another are errors
+that name the key, because a silently dropped key is a wrong answer later. Keys that describe how
+transformers would run the model (`torch_dtype`, `use_cache`, …) change nothing for us and are listed by
+name in `_DESCRIPTIVE_KEYS`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from bitnet.errors import ConfigError, FormatError, UnsupportedError
+
+LinearClass = Literal["autobitlinear", "bitlinear"]
+QuantizationMode = Literal["offline", "online"]
+
+# What transformers or a hub page stores beside the shape; none of it changes the forward pass.
+_DESCRIPTIVE_KEYS = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "attention_dropout",
+        "dtype",
+        "model_type",
+        "name_or_path",
+        "pretraining_tp",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+_MODEL_TYPES = ("bitnet", "bitnet-b1.58", "llama")
+_ACTIVATIONS = ("relu2", "silu")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """How the projections are stored and which scale convention they follow.
+
+    Attributes:
+        linear_class: `autobitlinear` multiplies by `weight_scale` = mean|W|; `bitlinear` divides by
+            `weight_scale` = 1 / mean|W|. It decides the convention, nothing else does.
+        quantization_mode: `offline` means packed 2-bit codes on disk, `online` full-precision masters
+            that are quantised in the forward pass.
+    """
+
+    linear_class: LinearClass = "autobitlinear"
+    quantization_mode: QuantizationMode = "offline"
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> QuantizationConfig:
+        """Read Hugging Face's `quantization_config`; `where` names the file in errors."""
+        method = values.get("quant_method")
+        if method != "bitnet":
+            raise UnsupportedError(
+                f"{where}: quantization_config.quant_method is {method!r}; this library reads 'bitnet'"
+            )
+        linear_class = values.get("linear_class", "bitlinear")  # transformers' default
+        if linear_class not in ("autobitlinear", "bitlinear"):
+            raise UnsupportedError(
+                f"{where}: quantization_config.linear_class is {linear_class!r}; known are "
+                "'autobitlinear' (scale multiplies) and 'bitlinear' (scale divides)"
+            )
+        mode = values.get("quantization_mode", "offline")
+        if mode not in ("offline", "online"):
+            raise ConfigError(
+                f"{where}: quantization_config.quantization_mode is {mode!r}; use 'offline' or 'online'"
+            )
+        if linear_class == "bitlinear" and mode == "online":
+            raise ConfigError(
+                f"{where}: quantization_config.quantization_mode 'online' needs linear_class "
+                "'autobitlinear': bitlinear checkpoints are always packed"
+            )
+        if values.get("use_rms_norm"):
+            raise UnsupportedError(
+                f"{where}: quantization_config.use_rms_norm is set; a norm inside the linear layer is not "
+                "supported yet"
+            )
+        if values.get("modules_to_not_convert") not in (None, [], ["lm_head"]):
+            raise UnsupportedError(
+                f"{where}: quantization_config.modules_to_not_convert is "
+                f"{values['modules_to_not_convert']!r}; only 'lm_head' may stay unquantised"
+            )
+        known = {"quant_method", "linear_class", "quantization_mode", "use_rms_norm", "rms_norm_eps"}
+        _refuse_unknown(values, known | {"modules_to_not_convert"}, f"{where}: quantization_config")
+        return cls(linear_class, mode)
+
+    def to_dict(self) -> dict[str, str]:
+        """Hugging Face's form."""
+        return {
+            "quant_method": "bitnet",
+            "linear_class": self.linear_class,
+            "quantization_mode": self.quantization_mode,
+        }
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A BitNet b1.58 decoder: LLaMA-3 layout with sub-norms (arXiv 2504.12285).
+
+    Field names and meanings are Hugging Face's. Defaults exist only where transformers' files may leave
+    the key out.
+
+    Raises:
+        ConfigError: a value is impossible or contradicts another; the message names the key.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads, filled in below
+    hidden_act: str = "relu2"
+    rms_norm_eps: float = 1e-5
+    rope_theta: float = 500000.0
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_id: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+
+    def __post_init__(self) -> None:
+        for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
+            self._require_positive(key)
+        for key in ("num_attention_heads", "num_key_value_heads", "max_position_embeddings"):
+            self._require_positive(key)
+        if self.head_dim == 0:
+            if self.hidden_size % self.num_attention_heads:
+                raise ConfigError(
+                    f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                    f"{self.num_attention_heads}; set head_dim"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        self._require_positive("head_dim")
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim {self.head_dim} is odd; rotary embeddings rotate pairs")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        for key, rows in (
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads * head_dim", self.query_size),
+            ("num_key_value_heads * head_dim", self.key_value_size),
+        ):
+            if rows % 4:
+                raise ConfigError(f"{key} is {rows}; packed weights need a multiple of 4")
+        if self.hidden_act not in _ACTIVATIONS:
+            raise ConfigError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(_ACTIVATIONS)}")
+        for key in ("rms_norm_eps", "rope_theta"):
+            value = getattr(self, key)
+            if not (_is_number(value) and math.isfinite(value) and value > 0):
+                raise ConfigError(f"{key} is {value!r}; it must be a positive number")
+        for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
+            if not isinstance(getattr(self, key), bool):
+                raise ConfigError(f"{key} is {getattr(self, key)!r}; it must be true or false")
+        self._check_special_tokens()
+
+    def _require_positive(self, key: str) -> None:
+        value = getattr(self, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise ConfigError(f"{key} is {value!r}; it must be a positive whole number")
+
+    def _check_special_tokens(self) -> None:
+        named = [("bos_token_id", self.bos_token_id), ("pad_token_id", self.pad_token_id)]
+        for key, token in named + [("eos_token_id", token) for token in self.eos_token_id]:
+            if token is None:
+                continue
+            if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < self.vocab_size:
+                raise ConfigError(f"{key} is {token!r}; it must lie in 0..{self.vocab_size - 1} (vocab_size)")
+
+    @property
+    def query_size(self) -> int:
+        """Width of the queries and of the attention output: heads * head_dim."""
+        return self.num_attention_heads * self.head_dim
+
+    @property
+    def key_value_size(self) -> int:
+        """Width of the keys and of the values: kv heads * head_dim."""
+        return self.num_key_value_heads * self.head_dim
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> ModelConfig:
+        """Read the content of a Hugging Face `config.json`.
+
+        Args:
+            values: the parsed JSON object.
+            where: what to call it in error messages, usually its path.
+        Raises:
+            ConfigError: a key is unknown, missing, impossible or contradictory.
+            UnsupportedError: the quantisation or the position encoding is not implemented.
+        """
+        kept = {key: value for key, value in values.items() if key not in _DESCRIPTIVE_KEYS}
+        model_type = values.get("model_type", "bitnet")
+        if model_type not in _MODEL_TYPES:
+            raise UnsupportedError(
+                f"{where}: model_type is {model_type!r}; this library reads {', '.join(_MODEL_TYPES)}"
+            )
+        quantization = kept.pop("quantization_config", None)
+        if not isinstance(quantization, Mapping):
+            raise ConfigError(
+                f"{where}: quantization_config is missing; without it nobody can tell how the weights are "
+                "scaled. Add the block of the model the checkpoint was made from"
+            )
+        _merge_rope(kept, where)
+        eos = kept.pop("eos_token_id", None)
+        kept["eos_token_id"] = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+        if kept.get("head_dim") is None:
+            kept.pop("head_dim", None)
+        known = {item.name for item in fields(cls)} - {"quantization"}
+        _refuse_unknown(kept, known, where)
+        required = [item for item in fields(cls) if item.name in _REQUIRED and item.name not in kept]
+        if required:
+            raise ConfigError(f"{where}: {required[0].name} is missing")
+        try:
+            return cls(**kept, quantization=QuantizationConfig.from_dict(quantization, where))
+        except ConfigError as error:
+            raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from None
+
+    @classmethod
+    def from_file(cls, path: Path) -> ModelConfig:
+        """Read a `config.json`.
+
+        Raises:
+            FormatError: the file is missing or no JSON object.
+        """
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FormatError(f"{path}: not found; a checkpoint folder needs its config.json") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise FormatError(f"{path}: not readable as JSON ({error})") from None
+        if not isinstance(values, dict):
+            raise FormatError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
+        return cls.from_dict(values, str(path))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a `config.json` that transformers and this library read."""
+        values: dict[str, Any] = {"architectures": ["BitNetForCausalLM"], "model_type": "bitnet"}
+        for item in fields(self):
+            if item.name != "quantization":
+                values[item.name] = getattr(self, item.name)
+        eos = self.eos_token_id
+        values["eos_token_id"] = None if not eos else eos[0] if len(eos) == 1 else list(eos)
+        values["torch_dtype"] = "bfloat16"
+        values["quantization_config"] = self.quantization.to_dict()
+        return values
+
+    def with_quantization(self, mode: QuantizationMode) -> ModelConfig:
+        """The same model stored the other way: `offline` packed or `online` masters (autobitlinear)."""
+        return replace(self, quantization=QuantizationConfig("autobitlinear", mode))
+
+
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "max_position_embeddings",
+)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: set[str], where: str) -> None:
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; remove it if it does not change the model")
+
+
+def _merge_rope(values: dict[str, Any], where: str) -> None:
+    """Fold transformers 5's `rope_parameters` and older `rope_scaling` into `rope_theta`."""
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = values.pop(key, None)
+        if rope is None:
+            continue
+        if not isinstance(rope, Mapping):
+            raise ConfigError(f"{where}: {key} is {rope!r}; expected an object or null")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind != "default":
+            raise UnsupportedError(f"{where}: {key}.rope_type is {kind!r}; only 'default' is implemented")
+        _refuse_unknown(rope, {"rope_type", "type", "rope_theta"}, f"{where}: {key}")
+        theta = rope.get("rope_theta")
+        if theta is not None and values.setdefault("rope_theta", theta) != theta:
+            raise ConfigError(f"{where}: rope_theta {values['rope_theta']} contradicts {key}.rope_theta {theta}")
+
+
+PRESETS: dict[str, ModelConfig] = {
+    # microsoft/bitnet-b1.58-2B-4T (arXiv 2504.12285): 2,412,820,480 parameters
+    "2b4t": ModelConfig(
+        vocab_size=128256,
+        hidden_size=2560,
+        intermediate_size=6912,
+        num_hidden_layers=30,
+        num_attention_heads=20,
+        num_key_value_heads=5,
+        max_position_embeddings=4096,
+        bos_token_id=128000,
+        eos_token_id=(128001, 128009),
+    ),
+    # the embedded story model: 5.8 M parameters, 3.3 MB packed
+    "stories": ModelConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        rope_theta=10000.0,
+        bos_token_id=0,
+        eos_token_id=(0,),
+    ),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The configuration of a named preset.
+
+    Raises:
+        ConfigError: no preset has that name; the message lists them.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
+    return PRESETS[name]

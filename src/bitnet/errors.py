@@ -1,0 +1,29 @@
+"""The exceptions a user sees. Each message says what is wrong, where (file, tensor, key), and what to do.
+
+The command line prints the message of any `BitnetError` as one line and exits with code 2; a traceback
+means a defect of the library.
+"""
+
+
+class BitnetError(Exception):
+    """Base of every error that is the input's fault rather than the library's."""
+
+
+class ConfigError(BitnetError, ValueError):
+    """A configuration holds an unknown key, an impossible value, or contradicts itself."""
+
+
+class FormatError(BitnetError, ValueError):
+    """A file is missing, damaged, or does not hold what its configuration promises."""
+
+
+class UnsupportedError(BitnetError, ValueError):
+    """The input is well formed, but asks for something the library does not implement."""
+
+
+class InputError(BitnetError, ValueError):
+    """A call's argument is out of range: token ids, prompt length, sampling parameters."""
+
+
+class ResourceError(BitnetError, OSError):
+    """The machine lacks something: disk space, network, memory, a readable cache."""

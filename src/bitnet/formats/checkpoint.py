@@ -1,0 +1,189 @@
+"""Checkpoint: a configuration and its named tensors, the one middle type between readers, engines and writers.
+
+Whatever the files say, a linear layer is handed out one way: packed codes and a float32 scale that multiplies,
+y = (codes x) * scale. Masters are quantised here; a `bitlinear` scale is inverted here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet.config import ModelConfig
+from bitnet.errors import ConfigError, FormatError, ResourceError
+from bitnet.formats.hub import resolve
+from bitnet.formats.safetensors import (
+    SINGLE_FILE,
+    disk_error,
+    file_order,
+    read_checkpoint_files,
+    write_safetensors,
+)
+from bitnet.formats.tensor import Tensor
+from bitnet.formats.validate import multiplier, validate
+from bitnet.quantize.packing import pack_2bit
+from bitnet.quantize.weights import ternarize
+
+LLAMA3_VOCABULARY, LLAMA3_END_OF_TURN = 128256, 128009  # <|eot_id|>, which 2B4T's config.json does not name
+
+
+@dataclass(frozen=True)
+class TernaryLinear:
+    """One quantised linear layer: y = (codes x) * scale + bias.
+
+    Attributes:
+        packed: uint8 (out / 4, in), the layout of `bitnet.quantize.packing`.
+        scale: float32, always the multiplying convention.
+        bias: float32 (out,), or None.
+    """
+
+    packed: NDArray[np.uint8]
+    scale: np.float32
+    bias: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A validated model on disk or in memory.
+
+    Attributes:
+        config: the shape.
+        tensors: every tensor `config` promises, by its published name, and no other.
+        where: what to call the checkpoint in messages.
+        directory: its folder, or None for one that lives in memory.
+        stop_tokens: ids that end an answer.
+    """
+
+    config: ModelConfig
+    tensors: Mapping[str, Tensor]
+    where: str
+    directory: Path | None
+    stop_tokens: frozenset[int]
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that full name, e.g. "model.norm.weight"; KeyError where there is none."""
+        return self.tensors[name]
+
+    def linear(self, name: str) -> TernaryLinear:
+        """The linear layer `name`, e.g. "model.layers.0.self_attn.q_proj"; KeyError where there is none.
+
+        Packed weights are the mapped bytes as they are; masters are quantised anew on every call.
+        """
+        weight = self.tensors[f"{name}.weight"]
+        if weight.dtype == "U8":
+            packed, scale = weight.data, multiplier(self.config, self.tensors[f"{name}.weight_scale"])
+        else:
+            codes, scale = ternarize(weight.float32())
+            packed = pack_2bit(codes)
+        bias = self.tensors.get(f"{name}.bias")
+        return TernaryLinear(packed, scale, None if bias is None else bias.float32())
+
+
+def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
+    """Open a local folder, or a Hub repository after downloading it, and check everything in it.
+
+    Raises:
+        FormatError: files are missing, damaged, or contradict config.json.
+        ConfigError, UnsupportedError: config.json is wrong or asks for what the library lacks.
+        ResourceError: the download failed.
+    """
+    directory = resolve(path_or_id)
+    config = ModelConfig.from_file(directory / "config.json")
+    tensors = validate(config, read_checkpoint_files(directory), str(directory))
+    return Checkpoint(config, tensors, str(directory), directory, _stop_tokens(config, directory))
+
+
+def write_checkpoint(
+    directory: str | Path,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write config.json, generation_config.json and model.safetensors as a new folder.
+
+    The folder appears complete or not at all.
+
+    Args:
+        directory: must not exist, or be empty.
+        tensors: exactly what `config` promises; checked before anything is written.
+        metadata: strings for the file's header; {"format": "pt"} if None, as transformers expects.
+    Raises:
+        FormatError: the tensors contradict the configuration.
+        ResourceError: the folder exists, or the disk has no room.
+    """
+    tensors = validate(config, tensors, str(directory))
+    shapes = file_order({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
+    write_model_files(directory, config, shapes, (tensors[name].data for name in shapes), metadata)
+
+
+def write_model_files(
+    directory: str | Path,
+    config: ModelConfig,
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[NDArray[Any]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """`write_checkpoint` for tensors that are made one at a time, in the order of `shapes`, and not checked."""
+    with _new_folder(Path(directory)) as folder:
+        write_safetensors(folder / SINGLE_FILE, shapes, tensors, metadata or {"format": "pt"})
+        _write_json(folder / "config.json", config.to_dict())
+        eos = list(config.eos_token_id)
+        _write_json(
+            folder / "generation_config.json",
+            {"bos_token_id": config.bos_token_id, "eos_token_id": eos[0] if len(eos) == 1 else eos or None},
+        )
+
+
+@contextmanager
+def _new_folder(directory: Path) -> Iterator[Path]:
+    """A temporary sibling that becomes `directory` when the block ends well, and vanishes when it does not."""
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        raise ResourceError(f"{directory}: exists already; choose a new folder or remove it first")
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise disk_error(error, directory, 0) from None
+    try:
+        temporary.chmod(0o755)  # mkdtemp's 0o700 would hide the model from others
+        yield temporary
+        os.replace(temporary, directory)
+    except OSError as error:
+        raise error if isinstance(error, ResourceError) else disk_error(error, directory, 0) from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _stop_tokens(config: ModelConfig, directory: Path) -> frozenset[int]:
+    """End-of-sequence ids of config.json and generation_config.json, and Llama 3's end of turn."""
+    stop = set(config.eos_token_id)
+    if config.vocab_size == LLAMA3_VOCABULARY:
+        stop.add(LLAMA3_END_OF_TURN)
+    path = directory / "generation_config.json"
+    if path.exists():
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise FormatError(f"{path}: not readable as JSON ({error})") from None
+        eos = values.get("eos_token_id") if isinstance(values, dict) else None
+        for token in [] if eos is None else eos if isinstance(eos, list) else [eos]:
+            if type(token) is not int or not 0 <= token < config.vocab_size:
+                raise ConfigError(
+                    f"{path}: eos_token_id is {token!r}; it must lie in 0..{config.vocab_size - 1}"
+                )
+            stop.add(token)
+    return frozenset(stop)

@@ -1,0 +1,197 @@
+"""safetensors files, memory-mapped and streamed; sharded ones through their index.
+
+    8 bytes       header length N, little-endian
+    N bytes       JSON: name -> {dtype, shape, data_offsets: [start, end)}, padded with spaces to a multiple of 8
+    then          the data, without holes or overlaps
+
+The safetensors library judges whether a file keeps these rules; this module maps what it accepted. NumPy cannot hold
+bfloat16, so the library's own NumPy loader cannot read these files.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from bitnet.errors import FormatError, ResourceError
+from bitnet.formats.tensor import NUMPY_DTYPES, Tensor
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Map every tensor of one file, read-only; nothing is copied into memory.
+
+    Raises:
+        FormatError: the file is missing, damaged, names a tensor twice, or holds a dtype NumPy cannot map.
+    """
+    try:
+        with safe_open(path, framework="numpy"):
+            pass
+        raw = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+    except FileNotFoundError:
+        raise FormatError(f"{path}: not found") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FormatError(
+            f"{path}: not a valid safetensors file ({error}); download or write it again"
+        ) from None
+    start = 8 + int(raw[:8].view("<u8")[0])
+    header = json.loads(raw[8:start].tobytes(), object_pairs_hook=lambda pairs: _unique(pairs, path))
+    header.pop("__metadata__", None)
+    return {name: _map_tensor(raw[start:], entry, f"{path}: {name}") for name, entry in header.items()}
+
+
+def read_checkpoint_files(directory: Path) -> dict[str, Tensor]:
+    """Map every tensor of a checkpoint folder: `model.safetensors`, or the shards its index lists.
+
+    Raises:
+        FormatError: neither is there, or the index and the shards contradict each other.
+    """
+    index = directory / INDEX_FILE
+    if (directory / SINGLE_FILE).exists():
+        return read_safetensors(directory / SINGLE_FILE)
+    if not index.exists():
+        raise FormatError(f"{directory}: holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+    shard_of = _read_index(index)
+    tensors: dict[str, Tensor] = {}
+    for shard in sorted(set(shard_of.values())):
+        in_shard = read_safetensors(directory / shard)
+        for name in in_shard:
+            if shard_of.get(name) != shard:
+                raise FormatError(
+                    f"{directory / shard}: holds {name}, which {INDEX_FILE} does not place there"
+                )
+        tensors |= in_shard
+    for name, shard in shard_of.items():
+        if name not in tensors:
+            raise FormatError(f"{index}: places {name} in {shard}, which does not hold it")
+    return tensors
+
+
+def write_safetensors(
+    path: Path,
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    tensors: Iterable[NDArray[Any]],
+    metadata: Mapping[str, str] | None = None,
+) -> int:
+    """Write one file, tensor after tensor: no more than one needs to be in memory.
+
+    Args:
+        path: a file that may be overwritten.
+        shapes: name -> (safetensors dtype, shape), in the order of `tensors`. The library's own order is wide
+            dtypes first, then by name: see `file_order`.
+        tensors: each of the promised dtype (BF16 as uint16) and shape.
+        metadata: strings for the header's `__metadata__`.
+    Returns:
+        Bytes written.
+    Raises:
+        ResourceError: the disk has no room; the message says how much is needed.
+    """
+    header, size = encode_header(shapes, metadata)
+    require_space(path.parent, size, path)
+    try:
+        with path.open("wb") as file:
+            file.write(header)
+            for (name, (dtype, shape)), data in zip(shapes.items(), tensors, strict=True):
+                if data.dtype != NUMPY_DTYPES[dtype] or data.shape != shape:
+                    raise ValueError(f"{name} is {data.dtype} {data.shape}; expected {dtype} {shape}")
+                file.write(np.ascontiguousarray(data).data)
+    except OSError as error:
+        raise disk_error(error, path, size) from None
+    return size
+
+
+def encode_header(
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, int]:
+    """The length word and header for these tensors, and the size of the whole file in bytes."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offset = 0
+    for name, (dtype, shape) in shapes.items():
+        end = offset + math.prod(shape) * NUMPY_DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the data starts aligned
+    return len(text).to_bytes(8, "little") + text, 8 + len(text) + offset
+
+
+def file_order(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The order the safetensors library writes: wide dtypes first, which keeps each tensor aligned, then by name."""
+
+    def key(item: tuple[str, tuple[str, tuple[int, ...]]]) -> tuple[int, str]:
+        name, (dtype, _) = item
+        return -NUMPY_DTYPES[dtype].itemsize, name
+
+    return dict(sorted(shapes.items(), key=key))
+
+
+def require_space(directory: Path, size: int, path: Path) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        ResourceError: fewer than `size` bytes are free.
+    """
+    free = shutil.disk_usage(directory).free
+    if size > free:
+        raise ResourceError(
+            f"{path}: needs {size:,} bytes of disk space, {free:,} are free; make room or choose another folder"
+        )
+
+
+def disk_error(error: OSError, path: Path, size: int) -> ResourceError:
+    """What a failed write means for the user."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ResourceError(f"{path}: the disk is full; {size:,} bytes are needed")
+    return ResourceError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise FormatError(f"{path}: the header names {twice!r} twice")
+    return values
+
+
+def _map_tensor(data: NDArray[np.uint8], entry: Mapping[str, Any], where: str) -> Tensor:
+    dtype, shape = entry["dtype"], tuple(entry["shape"])
+    if dtype not in NUMPY_DTYPES:
+        raise FormatError(f"{where} is {dtype}; readable are {', '.join(NUMPY_DTYPES)}")
+    start, end = entry["data_offsets"]
+    array: NDArray[Any] = data[start:end].view(NUMPY_DTYPES[dtype]).reshape(shape)
+    # a file written without padding may place floats at odd addresses, which the engines cannot read
+    return Tensor(dtype, shape, array if array.flags.aligned else array.copy())
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FormatError(f"{path}: not readable as JSON ({error})") from None
+    shard_of = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise FormatError(f"{path}: weight_map is missing; expected an object that maps tensors to files")
+    for name, shard in shard_of.items():
+        # a plain file name of this folder: an index must not reach for files elsewhere
+        if (
+            not isinstance(shard, str)
+            or Path(shard).name != shard
+            or "\\" in shard
+            or not shard.endswith(".safetensors")
+        ):
+            raise FormatError(
+                f"{path}: weight_map places {name} in {shard!r}; expected a .safetensors file beside it"
+            )
+    return shard_of

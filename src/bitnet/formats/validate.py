@@ -1,0 +1,121 @@
+"""What a checkpoint must hold to be run: checked once, when it is opened.
+
+Names, dtypes and shapes follow from the configuration; values are checked exactly: no NaN or infinity in a float, no
+scale that is not a positive number, no code 3 in packed weights. Every message names the tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from bitnet.config import ModelConfig
+from bitnet.errors import FormatError
+from bitnet.formats.tensor import FLOATS, Tensor
+from bitnet.formats.tensor_names import EMBEDDING, HEAD, Expected, expected_tensors, projections
+from bitnet.quantize.packing import find_invalid
+
+
+def validate(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """The tensors the configuration promises, checked.
+
+    Args:
+        where: the checkpoint's name in messages.
+    Returns:
+        `tensors` without a redundant copy of a tied head.
+    Raises:
+        FormatError: a tensor is missing, unknown, of another dtype or shape, or holds an impossible value.
+    """
+    tensors = _drop_tied_head(config, tensors, where)
+    _check_mode(config, tensors, where)
+    expected = expected_tensors(config)
+    missing = [name for name in expected if name not in tensors]
+    if missing:
+        raise FormatError(f"{where}: {missing[0]} is missing{_and_more(missing)}")
+    unknown = sorted(set(tensors) - set(expected))
+    if unknown:
+        raise FormatError(f"{where}: the configuration has no place for {unknown[0]}{_and_more(unknown)}")
+    for name, item in expected.items():
+        _check_layout(name, tensors[name], item, where)
+    for name, item in expected.items():
+        _check_values(name, tensors[name], item, where)
+    return tensors
+
+
+def multiplier(config: ModelConfig, stored: Tensor) -> np.float32:
+    """A stored `weight_scale` as the factor of y = (codes x) * scale.
+
+    `autobitlinear` stores that factor, `bitlinear` its reciprocal.
+    """
+    scale = stored.float32().reshape(-1)[0]
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.float32(
+            scale if config.quantization.linear_class == "autobitlinear" else np.float32(1) / scale
+        )
+
+
+def _drop_tied_head(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
+    """Some writers store a tied head beside the embedding: an equal copy is harmless, another one is not."""
+    kept = dict(tensors)
+    if config.tie_word_embeddings and HEAD in kept and EMBEDDING in kept:
+        head, embedding = kept.pop(HEAD), kept[EMBEDDING]
+        if head.dtype != embedding.dtype or not np.array_equal(
+            head.data.reshape(-1).view(np.uint8), embedding.data.reshape(-1).view(np.uint8)
+        ):
+            raise FormatError(
+                f"{where}: {HEAD} differs from {EMBEDDING}, but tie_word_embeddings is true; set it to false or "
+                f"remove {HEAD}"
+            )
+    return kept
+
+
+def _check_mode(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> None:
+    offline = config.quantization.quantization_mode == "offline"
+    for name in projections(config):
+        weight = tensors.get(f"{name}.weight")
+        if weight is None:
+            continue
+        if offline and weight.dtype in FLOATS:
+            raise FormatError(
+                f"{where}: quantization_mode is 'offline' (packed U8 weights), but {name}.weight is {weight.dtype} "
+                f"{list(weight.shape)}; set it to 'online' in config.json"
+            )
+        if not offline and weight.dtype == "U8":
+            raise FormatError(
+                f"{where}: quantization_mode is 'online' (float masters), but {name}.weight is packed U8 "
+                f"{list(weight.shape)}; set it to 'offline' in config.json"
+            )
+
+
+def _check_layout(name: str, tensor: Tensor, expected: Expected, where: str) -> None:
+    dtypes = ("U8",) if expected.kind == "packed" else FLOATS
+    if tensor.dtype not in dtypes:
+        raise FormatError(f"{where}: {name} is {tensor.dtype}; expected {' or '.join(dtypes)}")
+    if tensor.shape != expected.shape and not (expected.kind == "scale" and tensor.shape == ()):
+        raise FormatError(
+            f"{where}: {name} has shape {list(tensor.shape)}, but the configuration asks for {list(expected.shape)}"
+        )
+
+
+def _check_values(name: str, tensor: Tensor, expected: Expected, where: str) -> None:
+    if expected.kind == "packed":
+        invalid = find_invalid(tensor.data)
+        if invalid is not None:
+            raise FormatError(
+                f"{where}: {name} holds the invalid code 3 in byte {list(invalid)}; the file is damaged"
+            )
+    elif expected.kind == "scale":
+        scale = tensor.float32().reshape(-1)[0]
+        # both the scale and its reciprocal must be usable factors, whichever convention holds
+        if not (np.isfinite(scale) and scale > 0 and 1 / float(scale) < np.finfo(np.float32).max):
+            raise FormatError(f"{where}: {name} is {scale}; a scale is a positive finite number")
+    else:
+        flat = tensor.find_non_finite()
+        if flat is not None:
+            index = [int(i) for i in np.unravel_index(flat, tensor.shape)]
+            raise FormatError(f"{where}: {name} holds NaN or infinity at {index}; the file is damaged")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
