@@ -50,7 +50,8 @@ class ControlTokens:
 
     def __init__(self, tokens: Iterable[str]) -> None:
         self._tokens = sorted(filter(None, tokens), key=len, reverse=True)
-        self._anywhere = re.compile("|".join(map(re.escape, self._tokens)) or r"(?!)")
+        # A look-ahead finds overlapping occurrences too: sealing one must not leave the other.
+        self._starts = re.compile(f"(?={'|'.join(map(re.escape, self._tokens))})" if self._tokens else "(?!)")
         self._heads = {token[:n] for token in self._tokens for n in range(1, len(token))}
         self._tails = {token[n:] for token in self._tokens for n in range(1, len(token))}
         self._longest = max(map(len, self._tokens), default=0)
@@ -77,7 +78,7 @@ class ControlTokens:
 
     def _risky(self, content: str) -> set[int]:
         """Positions whose sealing leaves no control token, nor a part of one at either end."""
-        places = {match.start() for match in self._anywhere.finditer(content)}
+        places = {match.start() for match in self._starts.finditer(content)}
         start = len(content) - len(content.lstrip())  # templates strip contents
         end = len(content.rstrip())
         for n in range(1, min(self._longest, end - start + 1)):
@@ -92,7 +93,9 @@ def _check(messages: Sequence[Mapping[str, str]]) -> None:
     if not messages:
         raise InputError("messages is empty; a chat needs at least one message")
     for number, message in enumerate(messages):
-        role, content = message.get("role"), message.get("content")
+        if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
+            raise InputError(f'messages[{number}] is not of the form {{"role": name, "content": text}}')
+        role, content = message["role"], message["content"]
         if not isinstance(role, str) or not _ROLE.fullmatch(role):
             raise InputError(
                 f"messages[{number}]: role is {role!r}; use 'system', 'user' or 'assistant' "
