@@ -8,14 +8,13 @@ name in `_DESCRIPTIVE_KEYS`.
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from bitnet.errors import ConfigError, FormatError, UnsupportedError
+from bitnet.errors import ConfigError, UnsupportedError
+from bitnet.json_file import read_json_object
 
 LinearClass = Literal["autobitlinear", "bitlinear"]
 QuantizationMode = Literal["offline", "online"]
@@ -162,9 +161,10 @@ class ModelConfig:
                 raise ConfigError(f"{key} is {rows}; packed weights need a multiple of 4")
         if self.hidden_act not in _ACTIVATIONS:
             raise ConfigError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(_ACTIVATIONS)}")
-        for key in ("rms_norm_eps", "rope_theta"):
+        for key in ("rms_norm_eps", "rope_theta", "initializer_range"):
             value = getattr(self, key)
-            if not (_is_number(value) and math.isfinite(value) and value > 0):
+            # the upper bound also refuses infinity and whole numbers no float can hold
+            if not (_is_number(value) and 0 < value < 1e30):
                 raise ConfigError(f"{key} is {value!r}; it must be a positive number")
         for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(getattr(self, key), bool):
@@ -224,9 +224,11 @@ class ModelConfig:
             kept.pop("head_dim", None)
         known = {item.name for item in fields(cls)} - {"quantization"}
         _refuse_unknown(kept, known, where)
-        required = [item for item in fields(cls) if item.name in _REQUIRED and item.name not in kept]
-        if required:
-            raise ConfigError(f"{where}: {required[0].name} is missing")
+        missing = [key for key in _REQUIRED if key not in kept]
+        if model_type == "llama":  # transformers' defaults for these are not the ones above
+            missing += [key for key in _DIFFERENT_IN_LLAMA if key not in kept]
+        if missing:
+            raise ConfigError(f"{where}: {missing[0]} is missing")
         try:
             return cls(**kept, quantization=QuantizationConfig.from_dict(quantization, where))
         except ConfigError as error:
@@ -238,16 +240,9 @@ class ModelConfig:
 
         Raises:
             FormatError: the file is missing or no JSON object.
+            ConfigError, UnsupportedError: as `from_dict`.
         """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FormatError(f"{path}: not found; a checkpoint folder needs its config.json") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise FormatError(f"{path}: not readable as JSON ({error})") from None
-        if not isinstance(values, dict):
-            raise FormatError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
-        return cls.from_dict(values, str(path))
+        return cls.from_dict(read_json_object(path), str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` that transformers and this library read."""
@@ -275,6 +270,7 @@ _REQUIRED = (
     "num_key_value_heads",
     "max_position_embeddings",
 )
+_DIFFERENT_IN_LLAMA = ("hidden_act", "rms_norm_eps", "rope_theta", "tie_word_embeddings")
 
 
 def _is_number(value: object) -> bool:
@@ -301,7 +297,9 @@ def _merge_rope(values: dict[str, Any], where: str) -> None:
         _refuse_unknown(rope, {"rope_type", "type", "rope_theta"}, f"{where}: {key}")
         theta = rope.get("rope_theta")
         if theta is not None and values.setdefault("rope_theta", theta) != theta:
-            raise ConfigError(f"{where}: rope_theta {values['rope_theta']} contradicts {key}.rope_theta {theta}")
+            raise ConfigError(
+                f"{where}: rope_theta {values['rope_theta']} contradicts {key}.rope_theta {theta}"
+            )
 
 
 PRESETS: dict[str, ModelConfig] = {

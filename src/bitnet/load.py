@@ -26,14 +26,15 @@ def load_model(
     """Load a model that can generate.
 
     Args:
-        path_or_id: a folder, a Hub id such as "microsoft/bitnet-b1.58-2B-4T", or None for the embedded story model.
+        path_or_id: a folder, a Hub id such as "microsoft/bitnet-b1.58-2B-4T", or None for the embedded story
+            model.
         engine: "cpu" (C++, fast) or "torch" (the readable reference; needs the `torch` extra).
         threads: None lets the engine decide: BITNET_THREADS, else the physical cores.
         kv_dtype: what the cpu engine keeps keys and values in.
         isa: forces one of the cpu engine's instruction sets, as BITNET_ISA does.
     Raises:
-        FormatError, ConfigError, UnsupportedError: the checkpoint is damaged, contradicts itself, or needs more
-            than the library has.
+        FormatError, ConfigError, UnsupportedError: the checkpoint is damaged, contradicts itself, or needs
+            more than the library has.
         InputError: an argument is out of range.
         ResourceError: the model cannot be downloaded, or the engine is not installed.
     """

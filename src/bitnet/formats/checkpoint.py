@@ -1,7 +1,7 @@
-"""Checkpoint: a configuration and its named tensors, the one middle type between readers, engines and writers.
+"""Checkpoint: a configuration and its named tensors, the one middle type of readers, engines and writers.
 
-Whatever the files say, a linear layer is handed out one way: packed codes and a float32 scale that multiplies,
-y = (codes x) * scale. Masters are quantised here; a `bitlinear` scale is inverted here.
+Whatever the files say, a linear layer is handed out one way: packed codes and a float32 scale that
+multiplies, y = (codes x) * scale. Masters are quantised here; a `bitlinear` scale is inverted here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.config import ModelConfig
-from bitnet.errors import ConfigError, FormatError, ResourceError
+from bitnet.errors import ConfigError, InputError, ResourceError
 from bitnet.formats.hub import resolve
 from bitnet.formats.safetensors import (
     SINGLE_FILE,
@@ -31,6 +31,7 @@ from bitnet.formats.safetensors import (
 )
 from bitnet.formats.tensor import Tensor
 from bitnet.formats.validate import multiplier, validate
+from bitnet.json_file import read_json_object
 from bitnet.quantize.packing import pack_2bit
 from bitnet.quantize.weights import ternarize
 
@@ -119,7 +120,8 @@ def write_checkpoint(
         metadata: strings for the file's header; {"format": "pt"} if None, as transformers expects.
     Raises:
         FormatError: the tensors contradict the configuration.
-        ResourceError: the folder exists, or the disk has no room.
+        InputError: the folder exists and is not empty.
+        ResourceError: the disk has no room.
     """
     tensors = validate(config, tensors, str(directory))
     shapes = file_order({name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()})
@@ -130,12 +132,12 @@ def write_model_files(
     directory: str | Path,
     config: ModelConfig,
     shapes: Mapping[str, tuple[str, tuple[int, ...]]],
-    tensors: Iterable[NDArray[Any]],
+    blocks: Iterable[NDArray[Any]],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """`write_checkpoint` for tensors that are made one at a time, in the order of `shapes`, and not checked."""
+    """`write_checkpoint` for tensors that are made while they are written, unchecked."""
     with _new_folder(Path(directory)) as folder:
-        write_safetensors(folder / SINGLE_FILE, shapes, tensors, metadata or {"format": "pt"})
+        write_safetensors(folder / SINGLE_FILE, shapes, blocks, metadata or {"format": "pt"})
         _write_json(folder / "config.json", config.to_dict())
         eos = list(config.eos_token_id)
         _write_json(
@@ -146,20 +148,20 @@ def write_model_files(
 
 @contextmanager
 def _new_folder(directory: Path) -> Iterator[Path]:
-    """A temporary sibling that becomes `directory` when the block ends well, and vanishes when it does not."""
+    """A temporary sibling that becomes `directory` when the block ends well, and vanishes otherwise."""
     if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-        raise ResourceError(f"{directory}: exists already; choose a new folder or remove it first")
+        raise InputError(f"{directory}: exists already; choose a new folder or remove it first")
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     except OSError as error:
-        raise disk_error(error, directory, 0) from None
+        raise disk_error(error, directory) from None
     try:
         temporary.chmod(0o755)  # mkdtemp's 0o700 would hide the model from others
         yield temporary
         os.replace(temporary, directory)
     except OSError as error:
-        raise error if isinstance(error, ResourceError) else disk_error(error, directory, 0) from None
+        raise error if isinstance(error, ResourceError) else disk_error(error, directory) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -175,11 +177,7 @@ def _stop_tokens(config: ModelConfig, directory: Path) -> frozenset[int]:
         stop.add(LLAMA3_END_OF_TURN)
     path = directory / "generation_config.json"
     if path.exists():
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
-            raise FormatError(f"{path}: not readable as JSON ({error})") from None
-        eos = values.get("eos_token_id") if isinstance(values, dict) else None
+        eos = read_json_object(path).get("eos_token_id")
         for token in [] if eos is None else eos if isinstance(eos, list) else [eos]:
             if type(token) is not int or not 0 <= token < config.vocab_size:
                 raise ConfigError(

@@ -53,17 +53,18 @@ def _download(repository: str) -> Path:
         return Path(snapshot_download(repository, allow_patterns=_FILES))
     except GatedRepoError:
         raise ResourceError(
-            f"{repository}: access is restricted; accept its terms on its page, then log in with `hf auth login`"
+            f"{repository}: access is restricted; accept its terms on its page, then log in with "
+            "`hf auth login`"
         ) from None
     except RepositoryNotFoundError:
         raise ResourceError(
-            f"{repository}: neither a local folder nor a public repository of the Hub; check the spelling, or log in "
-            "with `hf auth login` if it is private"
+            f"{repository}: neither a local folder nor a public repository of the Hub; check the spelling, "
+            "or log in with `hf auth login` if it is private"
         ) from None
     except LocalEntryNotFoundError:
         raise ResourceError(
-            f"{repository}: not in the local cache, and the Hub is not reachable (no network, or HF_HUB_OFFLINE is "
-            "set); connect, or name a local folder"
+            f"{repository}: not in the local cache, and the Hub is not reachable (no network, or "
+            "HF_HUB_OFFLINE is set); connect, or name a local folder"
         ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -72,8 +73,8 @@ def _download(repository: str) -> Path:
             ) from None
         if error.filename is not None:
             raise ResourceError(
-                f"{repository}: the cache at {error.filename} is not usable ({error.strerror}); fix its permissions or "
-                "set HF_HOME"
+                f"{repository}: the cache at {error.filename} is not usable ({error.strerror}); fix its "
+                "permissions or set HF_HOME"
             ) from None
         raise ResourceError(f"{repository}: the download failed ({_first_line(error)})") from error
     except Exception as error:

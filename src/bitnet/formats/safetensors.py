@@ -1,11 +1,11 @@
 """safetensors files, memory-mapped and streamed; sharded ones through their index.
 
     8 bytes       header length N, little-endian
-    N bytes       JSON: name -> {dtype, shape, data_offsets: [start, end)}, padded with spaces to a multiple of 8
+    N bytes       JSON: name -> {dtype, shape, data_offsets: [start, end)}, padded with spaces to 8 bytes
     then          the data, without holes or overlaps
 
-The safetensors library judges whether a file keeps these rules; this module maps what it accepted. NumPy cannot hold
-bfloat16, so the library's own NumPy loader cannot read these files.
+The safetensors library judges whether a file keeps these rules; this module maps what it accepted. NumPy has
+no bfloat16, so the library's own NumPy loader cannot read these files.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from bitnet.errors import FormatError, ResourceError
 from bitnet.formats.tensor import NUMPY_DTYPES, Tensor
+from bitnet.json_file import parse_json_object, read_json_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -46,7 +47,8 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             f"{path}: not a valid safetensors file ({error}); download or write it again"
         ) from None
     start = 8 + int(raw[:8].view("<u8")[0])
-    header = json.loads(raw[8:start].tobytes(), object_pairs_hook=lambda pairs: _unique(pairs, path))
+    # parsed once more, because the library keeps the last of two entries of one name
+    header = parse_json_object(raw[8:start].tobytes(), f"{path} (header)")
     header.pop("__metadata__", None)
     return {name: _map_tensor(raw[start:], entry, f"{path}: {name}") for name, entry in header.items()}
 
@@ -81,34 +83,33 @@ def read_checkpoint_files(directory: Path) -> dict[str, Tensor]:
 def write_safetensors(
     path: Path,
     shapes: Mapping[str, tuple[str, tuple[int, ...]]],
-    tensors: Iterable[NDArray[Any]],
+    blocks: Iterable[NDArray[Any]],
     metadata: Mapping[str, str] | None = None,
-) -> int:
-    """Write one file, tensor after tensor: no more than one needs to be in memory.
+) -> None:
+    """Write one file, block after block: no more than one needs to be in memory.
 
     Args:
         path: a file that may be overwritten.
-        shapes: name -> (safetensors dtype, shape), in the order of `tensors`. The library's own order is wide
-            dtypes first, then by name: see `file_order`.
-        tensors: each of the promised dtype (BF16 as uint16) and shape.
+        shapes: name -> (safetensors dtype, shape), in the order of the data; see `file_order`.
+        blocks: the tensors' data in that order (BF16 as uint16), each in one block or split along its first
+            axis.
         metadata: strings for the header's `__metadata__`.
-    Returns:
-        Bytes written.
     Raises:
         ResourceError: the disk has no room; the message says how much is needed.
+        ValueError: the blocks are not as many bytes as `shapes` promises.
     """
     header, size = encode_header(shapes, metadata)
     require_space(path.parent, size, path)
     try:
         with path.open("wb") as file:
             file.write(header)
-            for (name, (dtype, shape)), data in zip(shapes.items(), tensors, strict=True):
-                if data.dtype != NUMPY_DTYPES[dtype] or data.shape != shape:
-                    raise ValueError(f"{name} is {data.dtype} {data.shape}; expected {dtype} {shape}")
-                file.write(np.ascontiguousarray(data).data)
+            for block in blocks:
+                file.write(np.ascontiguousarray(block).reshape(-1).view(np.uint8).data)
+            written = file.tell()
     except OSError as error:
         raise disk_error(error, path, size) from None
-    return size
+    if written != size:
+        raise ValueError(f"{path}: {written} bytes were given, {size} promised")
 
 
 def encode_header(
@@ -127,7 +128,7 @@ def encode_header(
 
 
 def file_order(shapes: Mapping[str, tuple[str, tuple[int, ...]]]) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The order the safetensors library writes: wide dtypes first, which keeps each tensor aligned, then by name."""
+    """The order the safetensors library writes: wide dtypes first, which aligns each tensor; then by name."""
 
     def key(item: tuple[str, tuple[str, tuple[int, ...]]]) -> tuple[int, str]:
         name, (dtype, _) = item
@@ -145,24 +146,17 @@ def require_space(directory: Path, size: int, path: Path) -> None:
     free = shutil.disk_usage(directory).free
     if size > free:
         raise ResourceError(
-            f"{path}: needs {size:,} bytes of disk space, {free:,} are free; make room or choose another folder"
+            f"{path}: needs {size:,} bytes of disk space, {free:,} are free; make room or choose another "
+            "folder"
         )
 
 
-def disk_error(error: OSError, path: Path, size: int) -> ResourceError:
-    """What a failed write means for the user."""
+def disk_error(error: OSError, path: Path, size: int | None = None) -> ResourceError:
+    """What a failed write of `size` bytes means for the user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError(f"{path}: the disk is full; {size:,} bytes are needed")
+        needed = "" if size is None else f"; {size:,} bytes are needed"
+        return ResourceError(f"{path}: the disk is full{needed}; make room or choose another folder")
     return ResourceError(f"{path}: cannot be written ({error.strerror or error})")
-
-
-def _unique(pairs: list[tuple[str, Any]], path: Path) -> dict[str, Any]:
-    values = dict(pairs)
-    if len(values) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise FormatError(f"{path}: the header names {twice!r} twice")
-    return values
 
 
 def _map_tensor(data: NDArray[np.uint8], entry: Mapping[str, Any], where: str) -> Tensor:
@@ -176,11 +170,7 @@ def _map_tensor(data: NDArray[np.uint8], entry: Mapping[str, Any], where: str) -
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FormatError(f"{path}: not readable as JSON ({error})") from None
-    shard_of = content.get("weight_map") if isinstance(content, dict) else None
+    shard_of = read_json_object(path).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise FormatError(f"{path}: weight_map is missing; expected an object that maps tensors to files")
     for name, shard in shard_of.items():

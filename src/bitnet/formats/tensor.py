@@ -23,8 +23,8 @@ NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
 }
 FLOATS = ("BF16", "F16", "F32")
 
-# A float's bits as an unsigned number: dtype, mask that drops the sign, pattern of infinity. What is not below that
-# pattern is infinity or NaN.
+# A float's bits as an unsigned number: dtype, mask that drops the sign, pattern of infinity. What is not
+# below that pattern is infinity or NaN.
 _BITS: dict[str, tuple[type[np.unsignedinteger[Any]], int, int]] = {
     "BF16": (np.uint16, 0x7FFF, 0x7F80),
     "F16": (np.uint16, 0x7FFF, 0x7C00),

@@ -1,7 +1,7 @@
 """What a checkpoint must hold to be run: checked once, when it is opened.
 
-Names, dtypes and shapes follow from the configuration; values are checked exactly: no NaN or infinity in a float, no
-scale that is not a positive number, no code 3 in packed weights. Every message names the tensor.
+Names, dtypes and shapes follow from the configuration; values are checked exactly: no NaN or infinity in a
+float, no scale that is not a positive number, no code 3 in packed weights. Every message names the tensor.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def validate(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> 
     Raises:
         FormatError: a tensor is missing, unknown, of another dtype or shape, or holds an impossible value.
     """
+    if config.num_hidden_layers > len(tensors):  # before as many names are made up
+        raise FormatError(
+            f"{where}: num_hidden_layers is {config.num_hidden_layers}, but the files hold only "
+            f"{len(tensors)} tensors"
+        )
     tensors = _drop_tied_head(config, tensors, where)
     _check_mode(config, tensors, where)
     expected = expected_tensors(config)
@@ -64,8 +69,8 @@ def _drop_tied_head(config: ModelConfig, tensors: Mapping[str, Tensor], where: s
             head.data.reshape(-1).view(np.uint8), embedding.data.reshape(-1).view(np.uint8)
         ):
             raise FormatError(
-                f"{where}: {HEAD} differs from {EMBEDDING}, but tie_word_embeddings is true; set it to false or "
-                f"remove {HEAD}"
+                f"{where}: {HEAD} differs from {EMBEDDING}, but tie_word_embeddings is true; set it to false "
+                f"or remove {HEAD}"
             )
     return kept
 
@@ -78,8 +83,8 @@ def _check_mode(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) 
             continue
         if offline and weight.dtype in FLOATS:
             raise FormatError(
-                f"{where}: quantization_mode is 'offline' (packed U8 weights), but {name}.weight is {weight.dtype} "
-                f"{list(weight.shape)}; set it to 'online' in config.json"
+                f"{where}: quantization_mode is 'offline' (packed U8 weights), but {name}.weight is "
+                f"{weight.dtype} {list(weight.shape)}; set it to 'online' in config.json"
             )
         if not offline and weight.dtype == "U8":
             raise FormatError(
@@ -94,7 +99,8 @@ def _check_layout(name: str, tensor: Tensor, expected: Expected, where: str) -> 
         raise FormatError(f"{where}: {name} is {tensor.dtype}; expected {' or '.join(dtypes)}")
     if tensor.shape != expected.shape and not (expected.kind == "scale" and tensor.shape == ()):
         raise FormatError(
-            f"{where}: {name} has shape {list(tensor.shape)}, but the configuration asks for {list(expected.shape)}"
+            f"{where}: {name} has shape {list(tensor.shape)}, but the configuration asks for "
+            f"{list(expected.shape)}"
         )
 
 

@@ -20,11 +20,16 @@ def narrow(values: ArrayLike) -> NDArray[np.uint16]:
     Too large values become infinity; NaN stays NaN.
     """
     wide = np.asarray(values, dtype=np.float32)
-    bits = np.ascontiguousarray(wide).view(np.uint32).reshape(wide.shape)
-    # 0x7FFF plus the bit that becomes the last one: carries exactly when half-to-even rounds up
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    quiet = (bits >> np.uint32(16)) | np.uint32(0x0040)  # a NaN with only low bits set would become infinity
-    return np.where(np.isnan(wide), quiet, rounded).astype(np.uint16)
+    bits = wide.reshape(-1).view(np.uint32)
+    # 0x7FFF plus the bit that becomes the last one carries exactly when half-to-even rounds up
+    rounded = (bits >> np.uint32(16)) & np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    nan = np.isnan(wide.reshape(-1))
+    if nan.any():  # the carry would turn some of them into infinity, or wrap around
+        rounded[nan] = np.uint32(0x7FC0)
+    return rounded.astype(np.uint16).reshape(wide.shape)
 
 
 def round_to_bfloat16(values: ArrayLike) -> NDArray[np.float32]:

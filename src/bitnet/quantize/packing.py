@@ -1,7 +1,7 @@
 """Bit layouts of ternary codes.
 
-2-bit rows, the layout of published packed checkpoints: with R = out / 4, the code of row r + i*R stands in bits
-2i..2i+1 of byte [r, column]. The stored value is code + 1: 0 is -1, 1 is 0, 2 is +1; 3 is invalid.
+2-bit rows, the layout of published packed checkpoints: with R = out / 4, the code of row r + i*R stands in
+bits 2i..2i+1 of byte [r, column]. The stored value is code + 1: 0 is -1, 1 is 0, 2 is +1; 3 is invalid.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def pack_2bit(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     if codes.size and (codes.min() < -1 or codes.max() > 1):
         raise ValueError("codes hold values outside -1..1")
     stored = (codes + np.int8(1)).view(np.uint8).reshape(4, codes.shape[0] // 4, codes.shape[1])
-    packed = stored[0].copy()
+    packed: NDArray[np.uint8] = stored[0].copy()
     for i in (1, 2, 3):
         packed |= stored[i] << np.uint8(2 * i)
     return packed

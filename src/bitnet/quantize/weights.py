@@ -1,8 +1,8 @@
 """The b1.58 weight quantiser.
 
-codes = clip(round(w / scale), -1, 1), scale = max(mean(|w|), 1e-5), one scale a matrix (arXiv 2402.17764, eq. 1-3).
-Rounding is half-to-even; the mean is summed in float64, because a float32 sum depends on its order and flips
-codes near the threshold. The division is a float32 multiplication by 1 / scale, as in transformers'
+codes = clip(round(w / scale), -1, 1), scale = max(mean(|w|), 1e-5), one scale a matrix (arXiv 2402.17764,
+eq. 1-3). Rounding is half-to-even; the mean is summed in float64, because a float32 sum depends on its order
+and flips codes near the threshold. The division is a float32 multiplication by 1 / scale, as in transformers'
 AutoBitLinear: the two round differently.
 """
 

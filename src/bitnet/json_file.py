@@ -1,0 +1,53 @@
+"""One way to read a JSON object from a file that may be damaged or hostile."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bitnet.errors import FormatError
+
+_MAX_BYTES = 100_000_000  # safetensors' own limit for a header; no honest file here comes near
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FormatError: the file is missing, unreadable, too large, no JSON object, or names a key twice.
+    """
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise FormatError(f"{path}: is larger than {_MAX_BYTES:,} bytes; this is no configuration")
+        return parse_json_object(path.read_bytes(), str(path))
+    except FileNotFoundError:
+        raise FormatError(f"{path}: not found") from None
+    except OSError as error:
+        raise FormatError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def parse_json_object(text: bytes, where: str) -> dict[str, Any]:
+    """The object that `text` spells; `where` names it in messages.
+
+    Raises:
+        FormatError: not UTF-8, not JSON, no object, or a key stands twice in one object.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in values:
+                raise FormatError(f"{where}: the key {key!r} stands there twice; keep one")
+            values[key] = value
+        return values
+
+    try:
+        values = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except FormatError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: not readable as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise FormatError(f"{where}: holds a {type(values).__name__}, expected a JSON object")
+    return values
