@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from bitnet.config import ModelConfig, QuantizationMode
 from bitnet.formats.checkpoint import write_model_files
 from bitnet.formats.safetensors import file_order
+from bitnet.formats.tensor import NUMPY_DTYPES
 from bitnet.formats.tensor_names import Expected, expected_tensors
 from bitnet.quantize.bfloat16 import narrow
 
@@ -51,7 +52,11 @@ _VALID_BYTES = np.array(
 
 
 def synthesize(
-    config: ModelConfig, directory: str | Path, seed: int = 0, mode: QuantizationMode = "offline"
+    config: ModelConfig,
+    directory: str | Path,
+    seed: int = 0,
+    mode: QuantizationMode = "offline",
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """Write a random checkpoint folder; the same seed gives the same bytes.
 
@@ -59,6 +64,7 @@ def synthesize(
         config: the shape.
         directory: must not exist, or be empty.
         mode: "offline" for packed codes, "online" for bfloat16 masters.
+        progress: called with the bytes made so far and their total, block by block.
     Raises:
         InputError: the folder exists and is not empty.
         ResourceError: the disk has no room; the message says how much is needed.
@@ -69,12 +75,27 @@ def synthesize(
     shapes = file_order(
         {name: ("U8" if item.kind == "packed" else "BF16", item.shape) for name, item in expected.items()}
     )
-    blocks = (
+    blocks: Iterator[NDArray[Any]] = (
         block
         for index, name in enumerate(shapes)
         for block in _random_blocks(name, expected[name], config, np.random.default_rng([seed, index]))
     )
+    if progress is not None:
+        blocks = _reported(blocks, shapes, progress)
     write_model_files(directory, config, shapes, blocks)
+
+
+def _reported(
+    blocks: Iterator[NDArray[Any]],
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    progress: Callable[[int, int], None],
+) -> Iterator[NDArray[Any]]:
+    total = sum(NUMPY_DTYPES[dtype].itemsize * math.prod(shape) for dtype, shape in shapes.values())
+    done = 0
+    for block in blocks:
+        yield block
+        done += block.nbytes
+        progress(done, total)
 
 
 def _random_blocks(
