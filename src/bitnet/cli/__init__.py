@@ -1,0 +1,1 @@
+"""The command line: `main.py` holds the program, every other file one verb."""

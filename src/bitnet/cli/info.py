@@ -1,0 +1,182 @@
+"""`bitnet info`: what a checkpoint holds, counted from its tensors and not from its name."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.table import Table
+
+    from bitnet.formats.checkpoint import Checkpoint
+
+_SAMPLES = 8  # values shown of each tensor
+_BLOCK = 1 << 20  # elements counted in one go, so that a mapped tensor is never held as a whole
+_LEAST_WIDTH, _PIPE_WIDTH = 96, 160  # columns; a narrower terminal wraps, and a pipe has no width of its own
+
+
+def info(
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="PATH_OR_ID", help="A folder or a Hub id.", show_default="the embedded model"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show a model's parameters, bits a weight, memory, configuration and tensors."""
+    from bitnet.formats.checkpoint import read_checkpoint
+    from bitnet.load import embedded_model
+
+    summary = summarize(read_checkpoint(embedded_model() if model is None else model))
+    if as_json:
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
+    else:
+        _print(summary)
+
+
+def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything `bitnet info --json` prints."""
+    config = checkpoint.config
+    names = sorted((name for name in checkpoint.tensors if not name.endswith("_scale")), key=_reading_order)
+    tensors = [_describe(checkpoint, name) for name in names]
+    parameters = sum(row["parameters"] for row in tensors)
+    ternary = sum(row["parameters"] for row in tensors if row["ternary"])
+    stored = {name: tensor.data.nbytes for name, tensor in checkpoint.tensors.items()}
+    ternary_bytes = sum(stored[row["name"]] for row in tensors if row["ternary"])
+    kv_bytes = 2 * config.num_hidden_layers * config.key_value_size * 2  # keys and values, 2 bytes each
+    return {
+        "model": checkpoint.where,
+        "parameters": parameters,
+        "ternary_parameters": ternary,
+        "bits_per_weight": {
+            "ternary": 8 * ternary_bytes / ternary,
+            "overall": 8 * sum(stored.values()) / parameters,
+        },
+        "file_bytes": _file_bytes(checkpoint),
+        "memory_bytes": {
+            "weights": sum(stored.values()),
+            "kv_cache_per_token": kv_bytes,
+            "kv_cache_full_context": kv_bytes * config.max_position_embeddings,
+        },
+        "stop_tokens": sorted(checkpoint.stop_tokens),
+        "config": config.to_dict(),
+        "tensors": tensors,
+    }
+
+
+def _reading_order(name: str) -> list[str | int]:
+    """Sorts layer 10 behind layer 9."""
+    return [int(part) if part.isdigit() else part for part in name.split(".")]
+
+
+def _describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
+    """One row: shape and parameters as the model computes with them, whatever the packing."""
+    tensor = checkpoint.tensor(name)
+    row: dict[str, Any] = {"name": name, "dtype": tensor.dtype, "ternary": False, "shape": list(tensor.shape)}
+    owner = name.removesuffix(".weight")
+    if owner.endswith("_proj") and name.endswith(".weight"):
+        from bitnet.quantize.packing import count_codes, unpack_2bit
+
+        linear = checkpoint.linear(owner)
+        counts = count_codes(linear.packed)
+        # The first row's codes stand in the lowest two bits of the first packed row.
+        sample = unpack_2bit(linear.packed[:1, :_SAMPLES])[0].tolist()
+        row |= {"ternary": True, "shape": [4 * linear.packed.shape[0], linear.packed.shape[1]]}
+        row |= {"zero_fraction": counts[1] / sum(counts), "scale": float(linear.scale), "sample": sample}
+    else:
+        head = type(tensor)(tensor.dtype, (_SAMPLES,), tensor.data.reshape(-1)[:_SAMPLES]).float32()
+        # The shortest decimals that give back the float32, not the longer ones of its float64.
+        sample = [float(f"{value:.6g}") for value in head]
+        row |= {"zero_fraction": _zero_fraction(tensor.data), "scale": None, "sample": sample}
+    row["parameters"] = math.prod(row["shape"])
+    return row
+
+
+def _zero_fraction(data: NDArray[np.generic]) -> float:
+    import numpy as np
+
+    # BF16 is held as its bits, where -0.0 is the sign alone.
+    flat = data.reshape(-1)
+    mask = np.uint16(0x7FFF) if flat.dtype == np.uint16 else None
+    nonzero = 0
+    for start in range(0, flat.size, _BLOCK):
+        block = flat[start : start + _BLOCK]
+        nonzero += int(np.count_nonzero(block if mask is None else np.bitwise_and(block, mask)))
+    return 1.0 - nonzero / flat.size
+
+
+def _file_bytes(checkpoint: Checkpoint) -> int | None:
+    if checkpoint.directory is None:
+        return None
+    return sum(path.stat().st_size for path in checkpoint.directory.glob("model*.safetensors"))
+
+
+def _print(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.width = max(_LEAST_WIDTH, console.width if console.is_terminal else _PIPE_WIDTH)
+    parameters, ternary = summary["parameters"], summary["ternary_parameters"]
+    bits, memory, config = summary["bits_per_weight"], summary["memory_bytes"], summary["config"]
+    facts = Table.grid(padding=(0, 3))
+    facts.add_row("model", summary["model"])
+    facts.add_row("parameters", f"{parameters:,} ({ternary:,} ternary, {parameters - ternary:,} other)")
+    facts.add_row("bits a weight", f"{bits['ternary']:.2f} ternary, {bits['overall']:.2f} overall")
+    if summary["file_bytes"] is not None:
+        facts.add_row("file size", f"{summary['file_bytes']:,} bytes")
+    facts.add_row(
+        "memory",
+        f"{_size(memory['weights'])} weights, {_size(memory['kv_cache_per_token'])} a token of context "
+        f"({_size(memory['kv_cache_full_context'])} for {config['max_position_embeddings']:,})",
+    )
+    facts.add_row("stop tokens", ", ".join(map(str, summary["stop_tokens"])) or "none")
+    console.print(facts)
+    settings = Table("config", "", box=None, padding=(0, 3, 0, 0))
+    for key, value in config.items():
+        settings.add_row(key, json.dumps(value))
+    console.print("", settings, "")
+    console.print(_tensor_table(summary["tensors"]))
+
+
+def _tensor_table(rows: list[dict[str, Any]]) -> Table:
+    """Only the sample values give way on a narrow terminal; numbers and names stay whole."""
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    cells = [
+        (
+            row["name"],
+            "×".join(map(str, row["shape"])),
+            f"{row['parameters']:,}",
+            f"{row['zero_fraction']:.1%}",
+            "" if row["scale"] is None else f"{row['scale']:.5g}",
+            " ".join(
+                (" 0", "+1", "-1")[value] if row["ternary"] else f"{value:.3g}" for value in row["sample"]
+            ),
+        )
+        for row in rows
+    ]
+    headings = ("tensor", "shape", "parameters", "zeros", "scale")
+    for heading, column in zip(headings, zip(*cells, strict=True), strict=False):
+        width = max(map(len, (heading, *column)))
+        table.add_column(
+            heading, no_wrap=True, min_width=width, justify="left" if heading == "tensor" else "right"
+        )
+    table.add_column("values", no_wrap=True, overflow="ellipsis")
+    for line in cells:
+        table.add_row(*line)
+    return table
+
+
+def _size(count: float) -> str:
+    """Bytes in decimal units, as disks and downloads are sold."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
