@@ -18,6 +18,7 @@ _FILES = [
     "model*.safetensors",
     "model.safetensors.index.json",
     "tokenizer.json",
+    "tokenizer.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "chat_template.jinja",
@@ -32,10 +33,17 @@ def resolve(path_or_id: str | Path) -> Path:
         FormatError: neither a folder nor the form of a Hub id.
         ResourceError: the repository cannot be had: unknown, gated, no network, no disk, cache not readable.
     """
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        return path
-    if path.is_file():
+    try:
+        path = Path(path_or_id).expanduser()
+        if path.is_dir():
+            return path
+        is_file = path.is_file()
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # a name too long, a parent that is closed to us, an unknown ~user
+        raise FormatError(f"{path_or_id}: cannot be opened ({error})") from None
+    if is_file:
         raise FormatError(f"{path}: is a file; name the folder that holds config.json and the weights")
     if isinstance(path_or_id, Path) or not _REPOSITORY_ID.fullmatch(path_or_id):
         raise FormatError(
@@ -63,8 +71,8 @@ def _download(repository: str) -> Path:
         ) from None
     except LocalEntryNotFoundError:
         raise ResourceError(
-            f"{repository}: not in the local cache, and the Hub is not reachable (no network, or "
-            "HF_HUB_OFFLINE is set); connect, or name a local folder"
+            f"{repository}: neither a local folder nor in the cache, and the Hub is not reachable (no "
+            "network, or HF_HUB_OFFLINE is set); connect, or name a local folder"
         ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

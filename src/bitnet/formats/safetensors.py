@@ -36,12 +36,12 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         FormatError: the file is missing, damaged, names a tensor twice, or holds a dtype NumPy cannot map.
     """
+    if not path.is_file():  # a pipe or a device would make the reader wait
+        raise FormatError(f"{path}: not found, or not a file")
     try:
         with safe_open(path, framework="numpy"):
             pass
         raw = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
-    except FileNotFoundError:
-        raise FormatError(f"{path}: not found") from None
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(
             f"{path}: not a valid safetensors file ({error}); download or write it again"
@@ -159,12 +159,20 @@ def disk_error(error: OSError, path: Path, size: int | None = None) -> ResourceE
     return ResourceError(f"{path}: cannot be written ({error.strerror or error})")
 
 
-def _map_tensor(data: NDArray[np.uint8], entry: Mapping[str, Any], where: str) -> Tensor:
+def _map_tensor(data: NDArray[np.uint8], entry: object, where: str) -> Tensor:
+    if not isinstance(entry, dict):  # the library also takes the bare list [dtype, shape, data_offsets]
+        raise FormatError(f"{where} is a {type(entry).__name__} in the header; expected an object")
     dtype, shape = entry["dtype"], tuple(entry["shape"])
     if dtype not in NUMPY_DTYPES:
         raise FormatError(f"{where} is {dtype}; readable are {', '.join(NUMPY_DTYPES)}")
     start, end = entry["data_offsets"]
-    array: NDArray[Any] = data[start:end].view(NUMPY_DTYPES[dtype]).reshape(shape)
+    try:
+        array: NDArray[Any] = data[start:end].view(NUMPY_DTYPES[dtype]).reshape(shape)
+    except (
+        ValueError,
+        OverflowError,
+    ) as error:  # more axes or larger ones than NumPy has: an empty tensor can
+        raise FormatError(f"{where} has an impossible shape ({error})") from None
     # a file written without padding may place floats at odd addresses, which the engines cannot read
     return Tensor(dtype, shape, array if array.flags.aligned else array.copy())
 

@@ -54,10 +54,9 @@ def multiplier(config: ModelConfig, stored: Tensor) -> np.float32:
     `autobitlinear` stores that factor, `bitlinear` its reciprocal.
     """
     scale = stored.float32().reshape(-1)[0]
-    with np.errstate(divide="ignore", over="ignore"):
-        return np.float32(
-            scale if config.quantization.linear_class == "autobitlinear" else np.float32(1) / scale
-        )
+    if config.quantization.linear_class == "bitlinear":
+        scale = np.float32(1) / scale
+    return np.float32(scale)
 
 
 def _drop_tied_head(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
