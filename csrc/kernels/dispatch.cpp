@@ -1,0 +1,74 @@
+// Chooses the kernels at run time. The only file that asks the CPU what it can do.
+#include <cstdlib>
+#include <stdexcept>
+
+#include "kernels.h"
+
+#if defined(_MSC_VER) && defined(BITNET_X86)
+#include <immintrin.h>
+#include <intrin.h>
+#endif
+
+namespace bitnet {
+namespace {
+
+#if defined(BITNET_X86)
+bool cpu_has_avx2() {
+#if defined(_MSC_VER)
+  int id[4];
+  __cpuidex(id, 1, 0);
+  const bool fma = id[2] & (1 << 12), f16c = id[2] & (1 << 29), osxsave = id[2] & (1 << 27);
+  if (!(fma && f16c && osxsave) || (_xgetbv(0) & 6) != 6) return false;
+  __cpuidex(id, 7, 0);
+  return id[1] & (1 << 5);
+#else
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#endif
+}
+#endif
+
+bool cpu_runs(const Kernels& kernels) {
+#if defined(BITNET_X86)
+  if (&kernels == &avx2_kernels) return cpu_has_avx2();
+#endif
+  (void)kernels;
+  return true;  // scalar always, NEON on every 64-bit ARM CPU
+}
+
+}  // namespace
+
+std::vector<const Kernels*> compiled_kernels() {
+  std::vector<const Kernels*> list;
+#if defined(BITNET_X86)
+  list.push_back(&avx2_kernels);
+#endif
+#if defined(BITNET_ARM64)
+  list.push_back(&neon_kernels);
+#endif
+  list.push_back(&scalar_kernels);
+  return list;
+}
+
+std::vector<const Kernels*> supported_kernels() {
+  std::vector<const Kernels*> list;
+  for (const Kernels* kernels : compiled_kernels())
+    if (cpu_runs(*kernels)) list.push_back(kernels);
+  return list;
+}
+
+const Kernels& select_kernels(const std::string& name) {
+  std::string wanted = name;
+  if (wanted.empty()) {
+    const char* variable = std::getenv("BITNET_ISA");
+    if (variable != nullptr) wanted = variable;
+  }
+  std::string choices;
+  for (const Kernels* kernels : supported_kernels()) {
+    if (wanted.empty() || wanted == kernels->name) return *kernels;
+    choices += choices.empty() ? kernels->name : std::string(", ") + kernels->name;
+  }
+  throw std::invalid_argument("instruction set '" + wanted +
+                              "' is unknown or not available on this CPU; BITNET_ISA may be " + choices);
+}
+
+}  // namespace bitnet

@@ -1,0 +1,217 @@
+// The floating-point kernels, written once over sixteen lanes.
+//
+// Every ISA file includes this inside its anonymous namespace (internal linkage: the linker must never
+// merge an AVX copy into the scalar build), after defining `f32x16` with the operations used below. As a
+// sum is always the same tree over the same sixteen lanes and every fused multiply-add is explicit, the
+// result does not depend on how wide the registers are.
+//
+// f32x16 provides: zero, set1, load, load_bf16, load_f16, load_i32, store, store_i8, store_f16, +, -, *, /,
+// fma(a, b, c) = a * b + c, max, abs, round, pow2 (2^n for an integral n in [-126, 127]), sum (lanes i and
+// i+8, then +4, +2, +1), largest.
+
+constexpr std::size_t kLanes = 16;
+constexpr std::size_t kKeyBlock = 64;  // positions per softmax block: 64 float16 rows of 128 fit in L1
+
+struct F32Source {
+  using type = float;
+  static f32x16 load(const float* p) { return f32x16::load(p); }
+};
+struct Bf16Source {
+  using type = std::uint16_t;
+  static f32x16 load(const std::uint16_t* p) { return f32x16::load_bf16(p); }
+};
+struct F16Source {
+  using type = std::uint16_t;
+  static f32x16 load(const std::uint16_t* p) { return f32x16::load_f16(p); }
+};
+
+// The first `count` lanes from memory, zero in the others.
+template <class Source>
+f32x16 load_tail(const typename Source::type* p, std::size_t count) {
+  alignas(64) typename Source::type lanes[kLanes] = {};
+  std::memcpy(lanes, p, count * sizeof(lanes[0]));
+  return Source::load(lanes);
+}
+
+void store_tail(float* p, f32x16 value, std::size_t count) {
+  alignas(64) float lanes[kLanes];
+  value.store(lanes);
+  std::memcpy(p, lanes, count * sizeof(float));
+}
+
+// y[i] = f(offset i, source lanes...) over n elements: whole vectors, then one partial vector.
+template <class Function>
+void map(std::size_t n, float* y, Function f) {
+  std::size_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) f(i, kLanes).store(y + i);
+  if (i < n) store_tail(y + i, f(i, n - i), n - i);
+}
+
+template <class Source>
+f32x16 load_some(const typename Source::type* p, std::size_t count) {
+  return count == kLanes ? Source::load(p) : load_tail<Source>(p, count);
+}
+
+// Four accumulators hide the latency of the fused multiply-add.
+template <class Source>
+float dot(const float* x, const typename Source::type* row, std::size_t n) {
+  f32x16 a0 = f32x16::zero(), a1 = a0, a2 = a0, a3 = a0;
+  std::size_t i = 0;
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    a0 = fma(f32x16::load(x + i), Source::load(row + i), a0);
+    a1 = fma(f32x16::load(x + i + 16), Source::load(row + i + 16), a1);
+    a2 = fma(f32x16::load(x + i + 32), Source::load(row + i + 32), a2);
+    a3 = fma(f32x16::load(x + i + 48), Source::load(row + i + 48), a3);
+  }
+  for (; i < n; i += kLanes) {
+    const std::size_t count = n - i < kLanes ? n - i : kLanes;
+    a0 = fma(load_some<F32Source>(x + i, count), load_some<Source>(row + i, count), a0);
+  }
+  return ((a0 + a1) + (a2 + a3)).sum();
+}
+
+float dot_bf16(const float* x, const std::uint16_t* row, std::size_t n) {
+  return dot<Bf16Source>(x, row, n);
+}
+
+float dot_f32(const float* x, const float* row, std::size_t n) {
+  return dot<F32Source>(x, row, n);
+}
+
+void rms_norm(const float* x, const float* weight, std::size_t n, float eps, float* y) {
+  const float mean = dot<F32Source>(x, x, n) / static_cast<float>(n);
+  const f32x16 inverse = f32x16::set1(1.0f / std::sqrt(mean + eps));
+  map(n, y, [&](std::size_t i, std::size_t count) {
+    return load_some<F32Source>(x + i, count) * inverse * load_some<F32Source>(weight + i, count);
+  });
+}
+
+void quantize(const float* x, std::size_t n, std::size_t padded, std::int8_t* codes, float* scale,
+              std::int32_t* sum) {
+  f32x16 largest = f32x16::zero(), not_finite = largest;
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    const f32x16 v = load_some<F32Source>(x + i, n - i < kLanes ? n - i : kLanes);
+    largest = max(v.abs(), largest);
+    not_finite = fma(v, f32x16::zero(), not_finite);  // 0 * inf and 0 * NaN are NaN
+  }
+  std::memset(codes, 0, padded);
+  *sum = 0;
+  if (!(not_finite.sum() == 0.0f)) {
+    *scale = std::numeric_limits<float>::quiet_NaN();
+    return;
+  }
+  const float absmax = largest.largest();
+  *scale = 127.0f / (absmax > 1e-5f ? absmax : 1e-5f);
+  const f32x16 factor = f32x16::set1(*scale);
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    const std::size_t count = n - i < kLanes ? n - i : kLanes;
+    alignas(16) std::int8_t lanes[kLanes];
+    (load_some<F32Source>(x + i, count) * factor).store_i8(lanes);
+    std::memcpy(codes + i, lanes, count);
+  }
+  std::int32_t total = 0;
+  for (std::size_t i = 0; i < n; ++i) total += codes[i];
+  *sum = total;
+}
+
+void dequantize(const std::int32_t* x, std::size_t n, float factor, const float* bias, float* y) {
+  const f32x16 scale = f32x16::set1(factor);
+  map(n, y, [&](std::size_t i, std::size_t count) {
+    alignas(64) std::int32_t lanes[kLanes] = {};
+    std::memcpy(lanes, x + i, count * sizeof(lanes[0]));
+    const f32x16 value = f32x16::load_i32(lanes) * scale;
+    return bias == nullptr ? value : value + load_some<F32Source>(bias + i, count);
+  });
+}
+
+void relu2_gate(const float* gate, const float* up, std::size_t n, float* y) {
+  map(n, y, [&](std::size_t i, std::size_t count) {
+    const f32x16 positive = max(load_some<F32Source>(gate + i, count), f32x16::zero());
+    return positive * positive * load_some<F32Source>(up + i, count);
+  });
+}
+
+// exp(x) for x <= 88: x = n ln 2 + r with |r| <= ln(2)/2, a degree-6 polynomial for e^r (relative error
+// below 2e-7), times 2^n. ln 2 is split in two floats so that n * ln 2 is subtracted without rounding
+// (Cody & Waite). Below -87 the result is 2^-126 and below, which softmax and silu round away: clamp.
+f32x16 exp(f32x16 x) {
+  const f32x16 clamped = max(x, f32x16::set1(-87.0f));
+  const f32x16 n = (clamped * f32x16::set1(1.44269504088896341f)).round();
+  f32x16 r = fma(n, f32x16::set1(-0.693359375f), clamped);
+  r = fma(n, f32x16::set1(2.12194440e-4f), r);
+  f32x16 p = f32x16::set1(1.0f / 720.0f);
+  p = fma(p, r, f32x16::set1(1.0f / 120.0f));
+  p = fma(p, r, f32x16::set1(1.0f / 24.0f));
+  p = fma(p, r, f32x16::set1(1.0f / 6.0f));
+  p = fma(p, r, f32x16::set1(0.5f));
+  p = fma(p, r, f32x16::set1(1.0f));
+  p = fma(p, r, f32x16::set1(1.0f));
+  return p * n.pow2();
+}
+
+void silu_gate(const float* gate, const float* up, std::size_t n, float* y) {
+  const f32x16 one = f32x16::set1(1.0f), zero = f32x16::zero();
+  map(n, y, [&](std::size_t i, std::size_t count) {
+    const f32x16 g = load_some<F32Source>(gate + i, count);
+    // e^-|g| never overflows: g >= 0 gives g / (1 + e), g < 0 gives g e / (1 + e).
+    const f32x16 e = exp(zero - g.abs());
+    const f32x16 positive = max(g, zero), negative = g - positive;
+    return fma(negative, e, positive) / (one + e) * load_some<F32Source>(up + i, count);
+  });
+}
+
+template <class Source>
+void attention(const float* q, const typename Source::type* k, const typename Source::type* v,
+               std::size_t keys, std::size_t head_dim, float scale, float* out) {
+  alignas(64) float p[kKeyBlock];
+  float running_max = -std::numeric_limits<float>::infinity(), running_sum = 0.0f;
+  std::memset(out, 0, head_dim * sizeof(float));
+  for (std::size_t first = 0; first < keys; first += kKeyBlock) {
+    const std::size_t count = keys - first < kKeyBlock ? keys - first : kKeyBlock;
+    float block_max = running_max;
+    for (std::size_t j = 0; j < count; ++j) {
+      p[j] = dot<Source>(q, k + (first + j) * head_dim, head_dim) * scale;
+      block_max = p[j] > block_max ? p[j] : block_max;
+    }
+    for (std::size_t j = count; j < kKeyBlock; ++j) p[j] = block_max;  // any finite value: zeroed below
+    const f32x16 maximum = f32x16::set1(block_max);
+    for (std::size_t j = 0; j < kKeyBlock; j += kLanes) exp(f32x16::load(p + j) - maximum).store(p + j);
+    for (std::size_t j = count; j < kKeyBlock; ++j) p[j] = 0.0f;
+    f32x16 sum = f32x16::zero();
+    for (std::size_t j = 0; j < kKeyBlock; j += kLanes) sum = sum + f32x16::load(p + j);
+    alignas(64) float correction[kLanes];
+    exp(f32x16::set1(running_max) - maximum).store(correction);
+    running_sum = running_sum * correction[0] + sum.sum();
+    running_max = block_max;
+    const f32x16 shrink = f32x16::set1(correction[0]);
+    map(head_dim, out, [&](std::size_t d, std::size_t width) {
+      f32x16 total = load_some<F32Source>(out + d, width) * shrink;
+      const auto* column = v + first * head_dim + d;
+      for (std::size_t j = 0; j < count; ++j, column += head_dim)
+        total = fma(f32x16::set1(p[j]), load_some<Source>(column, width), total);
+      return total;
+    });
+  }
+  const f32x16 divisor = f32x16::set1(running_sum);
+  map(head_dim, out,
+      [&](std::size_t d, std::size_t width) { return load_some<F32Source>(out + d, width) / divisor; });
+}
+
+void attention_f16(const float* q, const std::uint16_t* k, const std::uint16_t* v, std::size_t keys,
+                   std::size_t head_dim, float scale, float* out) {
+  attention<F16Source>(q, k, v, keys, head_dim, scale, out);
+}
+
+void attention_f32(const float* q, const float* k, const float* v, std::size_t keys, std::size_t head_dim,
+                   float scale, float* out) {
+  attention<F32Source>(q, k, v, keys, head_dim, scale, out);
+}
+
+void to_f16(const float* x, std::size_t n, std::uint16_t* y) {
+  for (std::size_t i = 0; i < n; i += kLanes) {
+    const std::size_t count = n - i < kLanes ? n - i : kLanes;
+    alignas(32) std::uint16_t lanes[kLanes];
+    load_some<F32Source>(x + i, count).store_f16(lanes);
+    std::memcpy(y + i, lanes, count * sizeof(lanes[0]));
+  }
+}

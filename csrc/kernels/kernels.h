@@ -1,0 +1,89 @@
+// The contract every instruction set implements, and the way to choose one.
+//
+// Integers are exact. Floating-point kernels are defined lane by lane (see float_kernels.h), with fused
+// multiply-adds written out and contraction switched off, so every ISA returns the same bits there too.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace bitnet {
+
+// Ternary matrices are stored in blocks of 128 weights = 32 bytes along a row: byte j of a block holds
+// weights j, 32+j, 64+j, 96+j, two bits each, low bits first; code = value + 1. One 32-byte load then
+// yields four vectors of 32 consecutive weights by masking and a single shift.
+// Rows are padded to whole blocks with code 1 (value 0); activations are padded with 0.
+constexpr std::size_t kBlockWeights = 128;
+constexpr std::size_t kBlockBytes = 32;
+
+constexpr std::size_t padded_columns(std::size_t columns) {
+  return (columns + kBlockWeights - 1) / kBlockWeights * kBlockWeights;
+}
+
+struct Kernels {
+  const char* name;
+
+  // y[t][n] = sum over k of value[n][k] * x[t][k], exact in int32 (|y| <= 128 * columns < 2^31 for
+  // columns < 2^24).
+  //   weights  rows x columns/4 bytes, blocked as above; columns is a multiple of 128
+  //   x        int8 [tokens][columns];  x_sums  int32 [tokens], the sum of each row of x
+  //   y        int32, element (t, n) at y[t * y_stride + n]
+  void (*ternary_gemm)(const std::uint8_t* weights, std::size_t rows, std::size_t columns,
+                       const std::int8_t* x, const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y,
+                       std::size_t y_stride);
+
+  // scale = 127 / max(max|x|, 1e-5); codes = clamp(round_half_even(x * scale), -128, 127); codes[n..padded)
+  // = 0; sum = sum of codes. An input that is not finite gives scale NaN and zero codes, so the NaN
+  // reaches the logits instead of turning into plausible integers.
+  void (*quantize)(const float* x, std::size_t n, std::size_t padded, std::int8_t* codes, float* scale,
+                   std::int32_t* sum);
+
+  // y = x / sqrt(mean(x^2) + eps) * weight; y may be x.
+  void (*rms_norm)(const float* x, const float* weight, std::size_t n, float eps, float* y);
+
+  // y = x * factor (+ bias unless null).
+  void (*dequantize)(const std::int32_t* x, std::size_t n, float factor, const float* bias, float* y);
+
+  // y = relu(gate)^2 * up and y = silu(gate) * up; y may be gate.
+  void (*relu2_gate)(const float* gate, const float* up, std::size_t n, float* y);
+  void (*silu_gate)(const float* gate, const float* up, std::size_t n, float* y);
+
+  // The dot product of x with one row of the output head.
+  float (*dot_bf16)(const float* x, const std::uint16_t* row, std::size_t n);
+  float (*dot_f32)(const float* x, const float* row, std::size_t n);
+
+  // Attention of one query over `keys` cached positions: softmax(q . k * scale) v, in one pass over blocks
+  // of 64 positions with a running maximum, so memory does not grow with the context.
+  //   q [head_dim]; k, v [keys][head_dim], float16 bits or float32; out [head_dim]
+  void (*attention_f16)(const float* q, const std::uint16_t* k, const std::uint16_t* v, std::size_t keys,
+                        std::size_t head_dim, float scale, float* out);
+  void (*attention_f32)(const float* q, const float* k, const float* v, std::size_t keys,
+                        std::size_t head_dim, float scale, float* out);
+
+  // IEEE half precision, round half to even.
+  void (*to_f16)(const float* x, std::size_t n, std::uint16_t* y);
+};
+
+// Compiled in, best first; the last one is `scalar`.
+std::vector<const Kernels*> compiled_kernels();
+// Those this CPU can run, best first.
+std::vector<const Kernels*> supported_kernels();
+// By name; an empty name means the environment variable BITNET_ISA, and the best where that is unset.
+// Throws std::invalid_argument, listing the choices, for a name that is unknown or that this CPU lacks.
+const Kernels& select_kernels(const std::string& name);
+
+struct SelfTestResult {
+  std::string kernel;
+  bool passed;
+  std::string detail;
+};
+// Compares every kernel of `candidate` with the scalar one, bit for bit, on odd shapes and edge values.
+std::vector<SelfTestResult> self_test(const Kernels& candidate);
+
+extern const Kernels scalar_kernels;
+extern const Kernels avx2_kernels;
+extern const Kernels neon_kernels;
+
+}  // namespace bitnet

@@ -1,0 +1,130 @@
+// NEON as every 64-bit ARM CPU has it (ARMv8.0, no dot-product extension).
+#include <arm_neon.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels.h"
+
+namespace bitnet {
+namespace {
+
+struct f32x16 {
+  float32x4_t part[4];
+
+  template <class Function>
+  static f32x16 make(Function f) {
+    return {{f(0), f(1), f(2), f(3)}};
+  }
+  static f32x16 set1(float x) {
+    return make([&](int) { return vdupq_n_f32(x); });
+  }
+  static f32x16 zero() { return set1(0.0f); }
+  static f32x16 load(const float* p) {
+    return make([&](int i) { return vld1q_f32(p + 4 * i); });
+  }
+  static f32x16 load_bf16(const std::uint16_t* p) {
+    return make([&](int i) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p + 4 * i), 16)); });
+  }
+  static f32x16 load_f16(const std::uint16_t* p) {
+    return make([&](int i) { return vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i))); });
+  }
+  static f32x16 load_i32(const std::int32_t* p) {
+    return make([&](int i) { return vcvtq_f32_s32(vld1q_s32(p + 4 * i)); });
+  }
+  void store(float* p) const {
+    for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, part[i]);
+  }
+  void store_i8(std::int8_t* p) const {
+    int16x8_t half[2];
+    for (int i = 0; i < 2; ++i)
+      half[i] =
+          vcombine_s16(vqmovn_s32(vcvtnq_s32_f32(part[2 * i])), vqmovn_s32(vcvtnq_s32_f32(part[2 * i + 1])));
+    vst1q_s8(p, vcombine_s8(vqmovn_s16(half[0]), vqmovn_s16(half[1])));
+  }
+  void store_f16(std::uint16_t* p) const {
+    for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(part[i])));
+  }
+  f32x16 abs() const {
+    return make([&](int i) { return vabsq_f32(part[i]); });
+  }
+  f32x16 round() const {
+    return make([&](int i) { return vrndnq_f32(part[i]); });
+  }
+  f32x16 pow2() const {
+    return make([&](int i) {
+      return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(vcvtnq_s32_f32(part[i]), vdupq_n_s32(127)), 23));
+    });
+  }
+  float sum() const {
+    const float32x4_t four = vaddq_f32(vaddq_f32(part[0], part[2]), vaddq_f32(part[1], part[3]));
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+  }
+  float largest() const {
+    return vmaxvq_f32(vmaxq_f32(vmaxq_f32(part[0], part[1]), vmaxq_f32(part[2], part[3])));
+  }
+};
+
+f32x16 operator+(f32x16 a, f32x16 b) {
+  return f32x16::make([&](int i) { return vaddq_f32(a.part[i], b.part[i]); });
+}
+f32x16 operator-(f32x16 a, f32x16 b) {
+  return f32x16::make([&](int i) { return vsubq_f32(a.part[i], b.part[i]); });
+}
+f32x16 operator*(f32x16 a, f32x16 b) {
+  return f32x16::make([&](int i) { return vmulq_f32(a.part[i], b.part[i]); });
+}
+f32x16 operator/(f32x16 a, f32x16 b) {
+  return f32x16::make([&](int i) { return vdivq_f32(a.part[i], b.part[i]); });
+}
+f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+  return f32x16::make([&](int i) { return vfmaq_f32(c.part[i], a.part[i], b.part[i]); });
+}
+// a > b ? a : b, also where one is NaN; vmaxq_f32 would differ from x86 there.
+f32x16 max(f32x16 a, f32x16 b) {
+  return f32x16::make(
+      [&](int i) { return vbslq_f32(vcgtq_f32(a.part[i], b.part[i]), a.part[i], b.part[i]); });
+}
+
+#include "float_kernels.h"
+
+// Sixteen products of a code (0..2) and an int8, added to four int32. A product is at most 256 in
+// magnitude and only pairs are summed in int16.
+int32x4_t accumulate(int32x4_t total, uint8x16_t codes, const std::int8_t* x) {
+  const int8x16_t w = vreinterpretq_s8_u8(codes), v = vld1q_s8(x);
+  const int16x8_t products =
+      vmlal_s8(vmull_s8(vget_low_s8(w), vget_low_s8(v)), vget_high_s8(w), vget_high_s8(v));
+  return vpadalq_s16(total, products);
+}
+
+std::int32_t row_dot(const std::uint8_t* row, const std::int8_t* x, std::size_t columns) {
+  const uint8x16_t three = vdupq_n_u8(3);
+  int32x4_t total[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
+  for (std::size_t block = 0; block < columns / kBlockWeights; ++block) {
+    for (std::size_t half = 0; half < 2; ++half) {
+      const uint8x16_t packed = vld1q_u8(row + block * kBlockBytes + 16 * half);
+      const std::int8_t* v = x + block * kBlockWeights + 16 * half;
+      total[half] = accumulate(total[half], vandq_u8(packed, three), v);
+      total[half] = accumulate(total[half], vandq_u8(vshrq_n_u8(packed, 2), three), v + 32);
+      total[half] = accumulate(total[half], vandq_u8(vshrq_n_u8(packed, 4), three), v + 64);
+      total[half] = accumulate(total[half], vshrq_n_u8(packed, 6), v + 96);
+    }
+  }
+  return vaddvq_s32(vaddq_s32(total[0], total[1]));
+}
+
+void ternary_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
+                  const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y, std::size_t y_stride) {
+  for (std::size_t n = 0; n < rows; ++n)
+    for (std::size_t t = 0; t < tokens; ++t)
+      y[t * y_stride + n] = row_dot(weights + n * (columns / 4), x + t * columns, columns) - x_sums[t];
+}
+
+}  // namespace
+
+const Kernels neon_kernels = {"neon",    ternary_gemm, quantize, rms_norm,      dequantize,    relu2_gate,
+                              silu_gate, dot_bf16,     dot_f32,  attention_f16, attention_f32, to_f16};
+
+}  // namespace bitnet

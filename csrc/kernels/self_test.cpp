@@ -1,0 +1,210 @@
+// Every kernel against the scalar one on this very machine: what `bitnet doctor` and the tests run.
+#include <cstring>
+#include <random>
+#include <string>
+
+#include "kernels.h"
+
+namespace bitnet {
+namespace {
+
+constexpr std::size_t kSizes[] = {1, 7, 16, 34, 63, 64, 100, 192, 448, 1000};
+constexpr float kPoison = -12345.0f;  // a kernel that leaves an output untouched must not pass
+
+class SelfTest {
+ public:
+  explicit SelfTest(const Kernels& candidate) : candidate_(candidate) {}
+
+  std::vector<SelfTestResult> run() {
+    ternary_gemm();
+    quantize();
+    rms_norm();
+    dequantize();
+    gate("relu2_gate", &Kernels::relu2_gate);
+    gate("silu_gate", &Kernels::silu_gate);
+    dot();
+    attention();
+    to_f16();
+    return results_;
+  }
+
+ private:
+  std::vector<float> normal(std::size_t n, float deviation = 1.0f) {
+    std::normal_distribution<float> distribution(0.0f, deviation);
+    std::vector<float> values(n);
+    for (float& value : values) value = distribution(random_);
+    return values;
+  }
+
+  std::vector<std::uint16_t> half(std::size_t n) {
+    std::vector<std::uint16_t> values(n);
+    scalar_kernels.to_f16(normal(n).data(), n, values.data());
+    return values;
+  }
+
+  template <class T>
+  void compare(const std::string& what, const std::vector<T>& expected, const std::vector<T>& found) {
+    if (detail_.empty() && std::memcmp(expected.data(), found.data(), expected.size() * sizeof(T)) != 0)
+      detail_ = what;
+  }
+
+  void finish(const std::string& kernel) {
+    results_.push_back({kernel, detail_.empty(), detail_.empty() ? "" : "differs from scalar at " + detail_});
+    detail_.clear();
+  }
+
+  void ternary_gemm() {
+    // 896 = 7 blocks and 1024 = 8: on both sides of the point where int16 sums are folded.
+    for (std::size_t columns : {128, 384, 896, 1024, 2048}) {
+      for (std::size_t tokens : {1, 2, 3, 4, 5, 9}) {
+        const std::size_t rows = 11, stride = 13;
+        std::vector<std::uint8_t> weights(rows * columns / 4);
+        for (auto& byte : weights)
+          byte = static_cast<std::uint8_t>((random_() % 3) | (random_() % 3) << 2 | (random_() % 3) << 4 |
+                                           (random_() % 3) << 6);
+        std::vector<std::int8_t> x(tokens * columns);
+        for (auto& value : x) value = static_cast<std::int8_t>(random_() % 256 - 128);
+        // The extremes: all codes 2 against all -128, where an int16 sum would overflow first.
+        std::fill(weights.begin(), weights.begin() + static_cast<std::ptrdiff_t>(columns / 4), 0xaa);
+        std::fill(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(columns), -128);
+        std::vector<std::int32_t> sums(tokens, 0);
+        for (std::size_t t = 0; t < tokens; ++t)
+          for (std::size_t k = 0; k < columns; ++k) sums[t] += x[t * columns + k];
+        std::vector<std::int32_t> expected(tokens * stride, -7), found(tokens * stride, -7);
+        scalar_kernels.ternary_gemm(weights.data(), rows, columns, x.data(), sums.data(), tokens,
+                                    expected.data(), stride);
+        candidate_.ternary_gemm(weights.data(), rows, columns, x.data(), sums.data(), tokens, found.data(),
+                                stride);
+        compare(std::to_string(columns) + " columns, " + std::to_string(tokens) + " tokens", expected, found);
+      }
+    }
+    finish("ternary_gemm");
+  }
+
+  void quantize() {
+    for (std::size_t n : kSizes) {
+      for (float deviation : {1e-8f, 1.0f, 1e30f}) {
+        const std::vector<float> x = normal(n, deviation);
+        quantize_one(x, "deviation " + std::to_string(deviation));
+      }
+      // Ties: 127 makes the scale 1, so halves stay halves and must go to the even code.
+      std::vector<float> ties(n, 127.0f);
+      for (std::size_t i = 1; i < n; ++i) ties[i] = static_cast<float>(random_() % 253) - 126.5f;
+      quantize_one(ties, "ties");
+    }
+    finish("quantize");
+  }
+
+  void quantize_one(const std::vector<float>& x, const std::string& what) {
+    const std::size_t n = x.size(), padded = padded_columns(n);
+    std::vector<std::int8_t> expected(padded, 99), found(padded, 99);
+    std::vector<float> scales(2, kPoison);
+    std::vector<std::int32_t> sums(2, -7);
+    scalar_kernels.quantize(x.data(), n, padded, expected.data(), &scales[0], &sums[0]);
+    candidate_.quantize(x.data(), n, padded, found.data(), &scales[1], &sums[1]);
+    compare(std::to_string(n) + " values, " + what, expected, found);
+    compare("scale of " + what, std::vector<float>{scales[0]}, std::vector<float>{scales[1]});
+    compare("sum of " + what, std::vector<std::int32_t>{sums[0]}, std::vector<std::int32_t>{sums[1]});
+  }
+
+  void rms_norm() {
+    for (std::size_t n : kSizes) {
+      const std::vector<float> x = normal(n), weight = normal(n);
+      std::vector<float> expected(n, kPoison), found(n, kPoison);
+      scalar_kernels.rms_norm(x.data(), weight.data(), n, 1e-5f, expected.data());
+      candidate_.rms_norm(x.data(), weight.data(), n, 1e-5f, found.data());
+      compare(std::to_string(n) + " values", expected, found);
+    }
+    finish("rms_norm");
+  }
+
+  void dequantize() {
+    for (std::size_t n : kSizes) {
+      std::vector<std::int32_t> x(n);
+      for (auto& value : x) value = static_cast<std::int32_t>(random_());  // beyond 2^24: rounding counts
+      const std::vector<float> bias = normal(n);
+      std::vector<float> expected(n, kPoison), found(n, kPoison);
+      for (const float* b : {static_cast<const float*>(nullptr), bias.data()}) {
+        scalar_kernels.dequantize(x.data(), n, 0.37f, b, expected.data());
+        candidate_.dequantize(x.data(), n, 0.37f, b, found.data());
+        compare(std::to_string(n) + " values", expected, found);
+      }
+    }
+    finish("dequantize");
+  }
+
+  void gate(const char* name, void (*Kernels::*kernel)(const float*, const float*, std::size_t, float*)) {
+    for (std::size_t n : kSizes) {
+      const std::vector<float> gates = normal(n, 30.0f), up = normal(n);
+      std::vector<float> expected(n, kPoison), found(n, kPoison);
+      (scalar_kernels.*kernel)(gates.data(), up.data(), n, expected.data());
+      (candidate_.*kernel)(gates.data(), up.data(), n, found.data());
+      compare(std::to_string(n) + " values", expected, found);
+    }
+    finish(name);
+  }
+
+  void dot() {
+    for (std::size_t n : kSizes) {
+      const std::vector<float> x = normal(n), row = normal(n);
+      std::vector<std::uint16_t> bits(n);
+      for (std::size_t i = 0; i < n; ++i) {
+        std::uint32_t word;
+        std::memcpy(&word, &row[i], sizeof(word));
+        bits[i] = static_cast<std::uint16_t>(word >> 16);
+      }
+      compare(std::to_string(n) + " float32",
+              std::vector<float>{scalar_kernels.dot_f32(x.data(), row.data(), n)},
+              std::vector<float>{candidate_.dot_f32(x.data(), row.data(), n)});
+      compare(std::to_string(n) + " bfloat16",
+              std::vector<float>{scalar_kernels.dot_bf16(x.data(), bits.data(), n)},
+              std::vector<float>{candidate_.dot_bf16(x.data(), bits.data(), n)});
+    }
+    finish("dot");
+  }
+
+  void attention() {
+    for (std::size_t head_dim : {2, 32, 34, 64, 128}) {
+      for (std::size_t keys : {1, 2, 63, 64, 65, 200}) {
+        const std::string what = std::to_string(keys) + " keys of " + std::to_string(head_dim);
+        const std::vector<float> q = normal(head_dim, 3.0f);
+        std::vector<float> expected(head_dim, kPoison), found(head_dim, kPoison);
+        const std::vector<float> k = normal(keys * head_dim), v = normal(keys * head_dim);
+        scalar_kernels.attention_f32(q.data(), k.data(), v.data(), keys, head_dim, 0.3f, expected.data());
+        candidate_.attention_f32(q.data(), k.data(), v.data(), keys, head_dim, 0.3f, found.data());
+        compare(what + ", float32", expected, found);
+        const std::vector<std::uint16_t> k16 = half(keys * head_dim), v16 = half(keys * head_dim);
+        scalar_kernels.attention_f16(q.data(), k16.data(), v16.data(), keys, head_dim, 0.3f, expected.data());
+        candidate_.attention_f16(q.data(), k16.data(), v16.data(), keys, head_dim, 0.3f, found.data());
+        compare(what + ", float16", expected, found);
+      }
+    }
+    finish("attention");
+  }
+
+  void to_f16() {
+    std::vector<float> x = normal(5000);
+    for (float special :
+         {0.0f, -0.0f, 65504.0f, 65519.99f, 65520.0f, 1e30f, 5.96e-8f, 2.98e-8f, 6.1e-5f, -6.09e-5f})
+      x.push_back(special);
+    for (std::size_t i = 0; i < 1000; ++i) x.push_back(x[i] * 1e-6f);  // subnormal halves
+    std::vector<std::uint16_t> expected(x.size()), found(x.size(), 0x1234);
+    scalar_kernels.to_f16(x.data(), x.size(), expected.data());
+    candidate_.to_f16(x.data(), x.size(), found.data());
+    compare("conversion", expected, found);
+    finish("to_f16");
+  }
+
+  const Kernels& candidate_;
+  std::mt19937 random_{158};
+  std::string detail_;
+  std::vector<SelfTestResult> results_;
+};
+
+}  // namespace
+
+std::vector<SelfTestResult> self_test(const Kernels& candidate) {
+  return SelfTest(candidate).run();
+}
+
+}  // namespace bitnet

@@ -1,0 +1,17 @@
+// Prints one line a kernel and fails if any differs from the scalar one: the self-test without Python, for
+// instruction sets of other machines under an emulator.
+#include <cstdio>
+
+#include "kernels/kernels.h"
+
+int main() {
+  int failures = 0;
+  for (const bitnet::Kernels* kernels : bitnet::supported_kernels()) {
+    for (const bitnet::SelfTestResult& result : bitnet::self_test(*kernels)) {
+      std::printf("%s %s %s %s\n", kernels->name, result.kernel.c_str(), result.passed ? "ok" : "FAILED",
+                  result.detail.c_str());
+      failures += result.passed ? 0 : 1;
+    }
+  }
+  return failures == 0 ? 0 : 1;
+}
