@@ -1,0 +1,138 @@
+"""What the cpu engine refuses, and that a refusal changes nothing."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import bitnet
+from bitnet.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model(golden):
+    return bitnet.load_model(golden / "packed_offline")
+
+
+@pytest.mark.parametrize(
+    ("ids", "words"),
+    [
+        ([], "at least one token"),
+        ([[1, 2]], "flat list"),
+        ([512], "token id 512 is outside 0..511"),
+        ([3, -1], "token id -1 is outside"),
+        ([2**40], "is outside"),
+        ([10**30], "whole numbers"),
+        (["a"], "whole numbers"),
+    ],
+)
+def test_bad_ids(model, ids, words):
+    cache = model.new_cache(8)
+    with pytest.raises(InputError, match=words):
+        model.forward([(cache, ids)])
+    assert cache.length == 0
+
+
+def test_a_full_cache(model):
+    cache = model.new_cache(4)
+    model.forward([(cache, [1, 2, 3])])
+    with pytest.raises(InputError, match="2 new tokens do not fit: the cache holds 3 of 4"):
+        model.forward([(cache, [1, 2])])
+    assert cache.length == 3
+
+
+def test_one_cache_twice(model):
+    cache = model.new_cache(8)
+    with pytest.raises(InputError, match="the same cache twice"):
+        model.forward([(cache, [1]), (cache, [2])])
+    assert cache.length == 0
+
+
+def test_a_cache_of_another_model(model):
+    foreign = bitnet.load_model(None).new_cache(8)
+    with pytest.raises(InputError, match="another model"):
+        model.forward([(foreign, [1])])
+
+
+def test_a_cache_of_another_kind(model):
+    with pytest.raises(InputError, match="new_cache"):
+        model.forward([(object(), [1])])
+
+
+def test_an_empty_batch(model):
+    assert model.forward([]) == []
+
+
+@pytest.mark.parametrize("max_tokens", [0, -1, 4097])
+def test_cache_sizes(model, max_tokens):
+    with pytest.raises(InputError, match=r"1\.\.4096"):
+        model.new_cache(max_tokens)
+
+
+@pytest.mark.parametrize("length", [-1, 3])
+def test_truncating_too_far(model, length):
+    cache = model.new_cache(8)
+    model.forward([(cache, [1, 2])])
+    with pytest.raises(InputError, match="holds 2"):
+        cache.truncate(length)
+
+
+def test_unknown_isa(golden, monkeypatch):
+    with pytest.raises(InputError, match=r"'avx9000' .* scalar"):
+        bitnet.load_model(golden / "packed_offline", isa="avx9000")
+    monkeypatch.setenv("BITNET_ISA", "mmx")
+    with pytest.raises(InputError, match="'mmx'"):
+        bitnet.load_model(golden / "packed_offline")
+    monkeypatch.setenv("BITNET_ISA", "scalar")
+    assert bitnet.load_model(golden / "packed_offline").isa == "scalar"
+
+
+def test_threads(golden, monkeypatch):
+    monkeypatch.setenv("BITNET_THREADS", "3")
+    assert bitnet.load_model(golden / "packed_offline").threads == 3
+    assert bitnet.load_model(golden / "packed_offline", threads=1).threads == 1
+    for value in ("0", "two", "-1"):
+        monkeypatch.setenv("BITNET_THREADS", value)
+        with pytest.raises(InputError, match="BITNET_THREADS"):
+            bitnet.load_model(golden / "packed_offline")
+    with pytest.raises(InputError, match="threads"):
+        bitnet.load_model(golden / "packed_offline", threads=100000)
+
+
+def test_unknown_kv_dtype(golden):
+    with pytest.raises(InputError, match="kv_dtype is 'int3'"):
+        bitnet.load_model(golden / "packed_offline", kv_dtype="int3")
+
+
+def test_callers_from_several_threads_get_their_own_results(model):
+    prompts = [[token, token + 1, token + 2] for token in range(1, 9)]
+    expected = [model.forward([(model.new_cache(8), ids)])[0] for ids in prompts]
+    found = [None] * len(prompts)
+
+    def work(index):
+        found[index] = model.forward([(model.new_cache(8), prompts[index])])[0]
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(len(prompts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for left, right in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_not_finite_weights_reach_the_logits(golden, tmp_path):
+    """An infinite activation must become NaN logits, never plausible numbers."""
+    from bitnet.cpu_model import CpuModel
+    from bitnet.formats.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(golden / "packed_offline")
+    tensors = dict(checkpoint.tensors)
+    norm = tensors["model.layers.1.input_layernorm.weight"]
+    broken = norm.data.copy()
+    broken[3] = 0x7F80  # +inf
+    tensors["model.layers.1.input_layernorm.weight"] = type(norm)(norm.dtype, norm.shape, broken)
+    damaged = type(checkpoint)(checkpoint.config, tensors, "damaged", None, frozenset())
+    model = CpuModel.from_checkpoint(damaged, None)
+    (logits,) = model.forward([(model.new_cache(4), [1, 2])])
+    assert np.isnan(logits).all()
