@@ -236,9 +236,8 @@ ensure_installed() {
   rm -f "$stamp"
   mkdir -p "$(dirname -- "$log")"
   : >"$log"
-  # A folder that was moved or whose Python is gone gets a new environment.
-  if [ "$("$python" -c 'import sys; print(sys.prefix)' 2>/dev/null)" != "$venv" ] ||
-    ! "$python" -m pip --version >/dev/null 2>&1; then
+  # Scripts in .venv name their Python by its full path: a checkout that was moved gets a new one.
+  if ! "$python" -m pip --version >/dev/null 2>&1 || ! grep -qF "$python" "$venv/bin/pip"; then
     step "creating .venv" "$base_python" -m venv --clear "$venv"
   fi
   say "using $("$python" --version) and $("${compiler%% *}" --version | head -n 1)"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SYSTEM_TOOLS = ("bash", "basename", "cat", "dirname", "id", "mkdir", "rm", "sed", "tail")
+SYSTEM_TOOLS = ("bash", "basename", "cat", "dirname", "grep", "id", "mkdir", "rm", "sed", "tail")
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="setup.sh needs bash")
 
