@@ -18,6 +18,8 @@ def read_json_object(path: Path) -> dict[str, Any]:
         FormatError: the file is missing, unreadable, too large, no JSON object, or names a key twice.
     """
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would make us wait
+            raise FormatError(f"{path}: not a file")
         if path.stat().st_size > _MAX_BYTES:
             raise FormatError(f"{path}: is larger than {_MAX_BYTES:,} bytes; this is no configuration")
         return parse_json_object(path.read_bytes(), str(path))

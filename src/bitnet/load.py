@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from bitnet.config import ModelConfig
 from bitnet.errors import ConfigError, FormatError, InputError
@@ -38,8 +38,12 @@ def load_model(
         InputError: an argument is out of range.
         ResourceError: the model cannot be downloaded, or the engine is not installed.
     """
+    if engine not in get_args(Engine):
+        raise InputError(f"engine is {engine!r}; known are 'cpu' and 'torch'")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; it must be at least 1")
+    if engine != "cpu" and (isa is not None or kv_dtype != "float16"):
+        raise InputError("isa and kv_dtype are options of the 'cpu' engine; leave them out")
     checkpoint = read_checkpoint(embedded_model() if path_or_id is None else path_or_id)
     tokenizer = load_tokenizer(checkpoint)
     match engine:
@@ -53,8 +57,6 @@ def load_model(
             from bitnet.torch_model import TorchModel
 
             return TorchModel.from_checkpoint(checkpoint, tokenizer, threads=threads)
-        case _:
-            raise InputError(f"engine is {engine!r}; known are 'cpu' and 'torch'")
 
 
 def embedded_model() -> Path:

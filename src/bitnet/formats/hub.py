@@ -33,6 +33,8 @@ def resolve(path_or_id: str | Path) -> Path:
         FormatError: neither a folder nor the form of a Hub id.
         ResourceError: the repository cannot be had: unknown, gated, no network, no disk, cache not readable.
     """
+    if path_or_id == "":  # as a path it would mean the current folder
+        raise FormatError("the model's name is empty; name a local folder or a Hub id of the form owner/name")
     try:
         path = Path(path_or_id).expanduser()
         if path.is_dir():

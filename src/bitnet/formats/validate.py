@@ -112,8 +112,8 @@ def _check_values(name: str, tensor: Tensor, expected: Expected, where: str) -> 
             )
     elif expected.kind == "scale":
         scale = tensor.float32().reshape(-1)[0]
-        # both the scale and its reciprocal must be usable factors, whichever convention holds
-        if not (np.isfinite(scale) and scale > 0 and 1 / float(scale) < np.finfo(np.float32).max):
+        # from the smallest normal float32 on, the reciprocal is finite too, whichever convention holds
+        if not np.finfo(np.float32).tiny <= scale < np.inf:
             raise FormatError(f"{where}: {name} is {scale}; a scale is a positive finite number")
     else:
         flat = tensor.find_non_finite()

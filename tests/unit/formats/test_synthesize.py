@@ -1,0 +1,103 @@
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bitnet.config import preset
+from bitnet.errors import InputError
+from bitnet.formats.checkpoint import read_checkpoint
+from bitnet.formats.safetensors import encode_header, file_order
+from bitnet.formats.synthesize import synthesize
+from bitnet.formats.tensor_names import expected_tensors, projections
+from bitnet.quantize.packing import count_codes
+
+
+@pytest.fixture(scope="module")
+def shape():
+    return replace(
+        preset("2b4t"),
+        vocab_size=300,
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        bos_token_id=3,
+        eos_token_id=(1, 2),
+    )
+
+
+@pytest.mark.parametrize(("mode", "size"), [("offline", 1_178_623_988), ("online", 4_825_679_400)])
+def test_2b4t_has_the_published_size(mode, size):
+    expected = expected_tensors(preset("2b4t").with_quantization(mode))
+    shapes = {
+        name: ("U8" if item.kind == "packed" else "BF16", item.shape) for name, item in expected.items()
+    }
+    _, total = encode_header(file_order(shapes), {"format": "pt"})
+    assert total == size
+
+
+def test_packed(shape, tmp_path):
+    synthesize(shape, tmp_path / "model")
+    model = read_checkpoint(tmp_path / "model")
+    assert model.config == shape
+    counts = np.sum([count_codes(model.linear(name).packed) for name in projections(shape)], axis=0)
+    np.testing.assert_allclose(counts[:3] / counts.sum(), 1 / 3, atol=0.01)
+    assert counts[3] == 0
+    assert model.linear("model.layers.0.self_attn.q_proj").scale == 1.21875
+    assert json.loads((tmp_path / "model" / "generation_config.json").read_text())["eos_token_id"] == [1, 2]
+
+
+def test_masters_quantise_to_trained_density(shape, tmp_path):
+    synthesize(shape, tmp_path / "model", mode="online")
+    model = read_checkpoint(tmp_path / "model")
+    assert model.config.quantization.quantization_mode == "online"
+    linear = model.linear("model.layers.1.mlp.down_proj")
+    minus, zero, plus, _ = count_codes(linear.packed)
+    assert zero / (minus + zero + plus) == pytest.approx(0.31, abs=0.02)
+    assert linear.scale == pytest.approx(2.15625, rel=0.02)
+
+
+def test_activations_stay_near_one(shape, tmp_path):
+    """A norm followed by the projection that reads it neither grows nor shrinks the signal."""
+    from bitnet.quantize.packing import unpack_2bit
+
+    synthesize(shape, tmp_path / "model")
+    model = read_checkpoint(tmp_path / "model")
+    x = np.random.default_rng(0).standard_normal(192)
+    linear = model.linear("model.layers.0.mlp.down_proj")
+    y = (
+        unpack_2bit(linear.packed)
+        @ (x * model.tensor("model.layers.0.mlp.ffn_sub_norm.weight").float32())
+        * linear.scale
+    )
+    assert 0.7 < y.std() < 1.4
+
+
+def test_seed_decides(shape, tmp_path):
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        synthesize(shape, tmp_path / name, seed=seed)
+    a, b, c = ((tmp_path / name / "model.safetensors").read_bytes() for name in "abc")
+    assert a == b
+    assert a != c
+    assert len(a) == len(c)
+
+
+def test_bitlinear_stores_reciprocals(shape, tmp_path, as_bitlinear):
+    synthesize(as_bitlinear(shape), tmp_path / "model")
+    scale = read_checkpoint(tmp_path / "model").linear("model.layers.0.self_attn.v_proj").scale
+    assert scale == pytest.approx(2.296875, rel=2**-8)
+
+
+def test_odd_shapes(small, tmp_path):
+    for mode in ("offline", "online"):
+        synthesize(small, tmp_path / mode, mode=mode)
+        assert read_checkpoint(tmp_path / mode).config == small.with_quantization(mode)
+
+
+def test_an_existing_folder_is_kept(shape, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="exists already"):
+        synthesize(shape, tmp_path)
