@@ -68,9 +68,7 @@ class ChatTemplate:
         if isinstance(reply.get("text"), str):
             return str(reply["text"])
         if "refused" in reply:
-            raise InputError(
-                f"{self.where}: the chat template refuses the messages: {_line(reply['refused'])}"
-            )
+            raise InputError(f"{self.where}: the template refuses the messages: {_line(reply['refused'])}")
         raise FormatError(f"{self.where}: the chat template fails: {_line(reply.get('error'))}")
 
     def _render_apart(self, variables: Mapping[str, Any]) -> dict[str, Any]:
