@@ -1,9 +1,14 @@
-"""Fixtures every suite shares: the golden folder and its arrays."""
+"""What every suite shares: the golden folder and its arrays, and hypothesis without its clock."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
+
+# a busy machine is no defect, so no example has a deadline
+settings.register_profile("bitnet", deadline=None, print_blob=True)
+settings.load_profile("bitnet")
 
 
 @pytest.fixture(scope="session")

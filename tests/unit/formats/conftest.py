@@ -1,5 +1,4 @@
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,11 +6,6 @@ import pytest
 from bitnet.config import ModelConfig
 from bitnet.formats.tensor import Tensor
 from bitnet.formats.tensor_names import expected_tensors
-
-
-@pytest.fixture(scope="session")
-def golden():
-    return Path(__file__).parents[2] / "golden"
 
 
 @pytest.fixture(scope="session")
