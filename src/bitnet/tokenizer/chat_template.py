@@ -9,6 +9,7 @@ second. 2B4T's own template is known and renders in this process.
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitnet.errors import FormatError, InputError
+from bitnet.errors import FormatError, InputError, ResourceError
 from bitnet.tokenizer import render as renderer
 
 # The published template of microsoft/bitnet-b1.58-2B-4T.
@@ -56,6 +57,7 @@ class ChatTemplate:
         Raises:
             FormatError: the template is broken, or takes too long or too much memory.
             InputError: the template refuses these messages.
+            ResourceError: no process could be started for it.
         """
         variables: dict[str, Any] = {
             **special,
@@ -86,13 +88,16 @@ class ChatTemplate:
                 input=json.dumps(request).encode(),
                 capture_output=True,
                 timeout=5 * _SECONDS,  # waiting costs nothing, and the machine may be busy
-                env={},  # no LD_PRELOAD or PYTHON* of ours: they change how much memory it takes
+                # A preloaded sanitizer reserves more address space than the limit.
+                env={name: value for name, value in os.environ.items() if name != "LD_PRELOAD"},
                 start_new_session=True,  # Ctrl-C is for the answer, not for this
                 check=False,
             )
             reply = json.loads(done.stdout)
         except (subprocess.TimeoutExpired, ValueError):
             reply = {"error": f"it takes more than {_SECONDS} s or {_MEMORY >> 20} MB"}
+        except OSError as error:
+            raise ResourceError(f"{self.where}: no process for the chat template: {error}") from None
         return reply if isinstance(reply, dict) else {}
 
 

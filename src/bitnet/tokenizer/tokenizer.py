@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import tokenizers
 
 from bitnet.errors import FormatError, InputError, UnsupportedError
+from bitnet.json_file import read_json_object
 from bitnet.tokenizer.chat_template import CHAT_TEMPLATE_2B4T, ChatTemplate
 from bitnet.tokenizer.detokenizer import (
     ByteLevelDetokenizer,
@@ -88,7 +89,8 @@ class Tokenizer:
             UnsupportedError: a kind of tokenizer file that is not read.
         """
         directory = Path(directory)
-        settings = _read_json(directory / "tokenizer_config.json")
+        path = directory / "tokenizer_config.json"
+        settings = read_json_object(path) if path.is_file() else {}
         template = directory / "chat_template.jinja"
         if template.is_file():
             settings["chat_template"] = _read_text(template)
@@ -284,15 +286,3 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise FormatError(f"{path}: not readable ({error})") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(_read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise FormatError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(values, dict):
-        raise FormatError(f"{path}: holds a {type(values).__name__}, expected a JSON object")
-    return values
