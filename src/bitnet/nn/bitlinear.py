@@ -88,7 +88,7 @@ class BitLinear(nn.Linear):
         device = x.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        y: Tensor = _QuantisedLinear.apply(x, self.weight, dtype)
+        y: Tensor = _QuantisedLinear.apply(x, self.weight, dtype)  # type: ignore[no-untyped-call]
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 

@@ -20,8 +20,8 @@ class KeyValueCache:
         """Raises InputError: `capacity` is not in 1..config.max_position_embeddings."""
         if not 1 <= capacity <= config.max_position_embeddings:
             raise InputError(
-                f"max_tokens is {capacity}; a cache of this model holds 1 to {config.max_position_embeddings} "
-                "tokens (max_position_embeddings)"
+                f"max_tokens is {capacity}; a cache of this model holds 1 to "
+                f"{config.max_position_embeddings} tokens (max_position_embeddings)"
             )
         shape = (config.num_hidden_layers, 1, config.num_key_value_heads, capacity, config.head_dim)
         self._keys, self._values = torch.empty(shape), torch.empty(shape)

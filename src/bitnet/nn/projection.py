@@ -6,7 +6,9 @@ from bitnet.config import ModelConfig
 from bitnet.nn.bitlinear import BitLinear, FrozenBitLinear
 
 
-def projection(config: ModelConfig, in_features: int, out_features: int, bias: bool) -> BitLinear | FrozenBitLinear:
+def projection(
+    config: ModelConfig, in_features: int, out_features: int, bias: bool
+) -> BitLinear | FrozenBitLinear:
     """`BitLinear` for an online configuration, `FrozenBitLinear` for an offline (packed) one."""
     if config.quantization.quantization_mode == "online":
         return BitLinear(in_features, out_features, bias=bias)

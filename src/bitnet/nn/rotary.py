@@ -1,4 +1,4 @@
-"""Rotary position embedding, half-split: [x1, x2] -> [x1 cos - x2 sin, x2 cos + x1 sin] (arXiv 2104.09864)."""
+"""Rotary positions, half-split: [x1, x2] -> [x1 cos - x2 sin, x2 cos + x1 sin] (arXiv 2104.09864)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def rotary_angles(head_dim: int, theta: float, start: int, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def rotary_angles(
+    head_dim: int, theta: float, start: int, length: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine for positions start .. start+length-1.
 
     Returns:

@@ -8,7 +8,6 @@ The head is the embedding where they are tied; there is no `lm_head` key then.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -1,0 +1,105 @@
+"""The `torch` engine: the readable reference, float32, one sequence after another.
+
+A packed checkpoint runs on its integer codes, y = (x̂ codesᵀ) · scale; masters are quantised anew in every
+forward pass, as in training. What a sequence gets cannot depend on its company, because it has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from bitnet.config import ModelConfig
+from bitnet.errors import InputError
+from bitnet.formats.checkpoint import Checkpoint
+from bitnet.generate.model import Cache
+from bitnet.nn import FrozenBitLinear, KeyValueCache, Transformer
+from bitnet.quantize.packing import unpack_2bit
+from bitnet.tokenizer import Tokenizer
+
+
+class TorchModel:
+    """A model that PyTorch runs on the CPU. `transformer` is the module itself, for looking inside."""
+
+    def __init__(
+        self, transformer: Transformer, tokenizer: Tokenizer | None, stop_tokens: frozenset[int]
+    ) -> None:
+        self.transformer = transformer
+        self.tokenizer = tokenizer
+        self.stop_tokens = stop_tokens
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, tokenizer: Tokenizer | None, threads: int | None = None
+    ) -> TorchModel:
+        """Build the modules and fill them.
+
+        Args:
+            threads: for the whole process, as PyTorch counts them; None leaves PyTorch's number.
+        """
+        if threads is not None:
+            torch.set_num_threads(threads)
+        with torch.device("meta"):  # drawing initial weights for 2B4T would take minutes
+            transformer = Transformer(checkpoint.config)
+        transformer.load_state_dict(_state(checkpoint, transformer), assign=True)
+        return cls(transformer.requires_grad_(False), tokenizer, checkpoint.stop_tokens)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.transformer.config
+
+    def new_cache(self, max_tokens: int) -> KeyValueCache:
+        """An empty float32 cache; raises InputError outside 1..config.max_position_embeddings."""
+        return KeyValueCache(self.config, max_tokens)
+
+    def forward(
+        self, batch: Sequence[tuple[Cache, Sequence[int]]], all_logits: bool = False
+    ) -> list[NDArray[np.float32]]:
+        """As `Model.forward`; the whole batch is checked before anything runs."""
+        checked = [(_own(cache), self._checked_ids(cache, ids)) for cache, ids in batch]
+        if len({id(cache) for cache, _ in checked}) < len(checked):
+            raise InputError("a cache stands twice in one batch; give each sequence its own")
+        results = []
+        with torch.inference_mode():
+            for cache, ids in checked:
+                logits = self.transformer(ids, cache, last_only=not all_logits)[0]
+                results.append((logits if all_logits else logits[0]).numpy())
+        return results
+
+    def _checked_ids(self, cache: Cache, ids: Sequence[int]) -> torch.Tensor:
+        """The ids as int64 (1, new)."""
+        if len(ids) == 0:
+            raise InputError("no ids; a sequence needs at least one new token")
+        if cache.length + len(ids) > cache.capacity:
+            raise InputError(
+                f"{len(ids)} tokens do not fit: the cache holds {cache.length} of {cache.capacity}"
+            )
+        for token in ids:
+            if not 0 <= token < self.config.vocab_size:
+                raise InputError(f"id {token} is outside 0..{self.config.vocab_size - 1} (vocab_size)")
+        return torch.tensor([list(ids)], dtype=torch.int64)
+
+
+def _own(cache: Cache) -> KeyValueCache:
+    if not isinstance(cache, KeyValueCache):
+        raise InputError(f"a {type(cache).__name__} is not a cache of the torch engine; use new_cache")
+    return cache
+
+
+def _state(checkpoint: Checkpoint, transformer: Transformer) -> dict[str, torch.Tensor]:
+    """The transformer's state dict: float32 as stored, packed projections as codes and scale."""
+    state = {}
+    frozen = {name for name, module in transformer.named_modules() if isinstance(module, FrozenBitLinear)}
+    for name in frozen:
+        linear = checkpoint.linear(name)
+        state[f"{name}.codes"] = torch.from_numpy(unpack_2bit(linear.packed))
+        state[f"{name}.scale"] = torch.tensor(linear.scale)
+        if linear.bias is not None:
+            state[f"{name}.bias"] = torch.from_numpy(linear.bias)
+    for name, tensor in checkpoint.tensors.items():
+        if name.rpartition(".")[0] not in frozen:
+            state[name] = torch.from_numpy(tensor.float32())
+    return state

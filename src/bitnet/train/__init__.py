@@ -1,0 +1,1 @@
+"""Training: text files in, packed checkpoint out; two-stage schedule, exact resume, bits per byte."""
