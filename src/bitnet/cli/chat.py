@@ -97,6 +97,10 @@ class _Session:
                 return
             try:
                 self._take(line)
+            except KeyboardInterrupt:
+                # A second Ctrl-C, or one that came too late to stop anything.
+                if not self._at_terminal:
+                    raise
             except BitnetError as error:
                 # Somebody at a terminal can mend it; a pipe cannot.
                 if not self._at_terminal:
