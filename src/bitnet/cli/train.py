@@ -12,7 +12,10 @@ import typer
 from bitnet.errors import InputError, ResourceError
 
 if TYPE_CHECKING:
-    pass
+    from tokenizers import Tokenizer
+
+    from bitnet.config import ModelConfig
+    from bitnet.train.config import DataSource
 
 _DATA, _SCHEDULE, _OUTPUT = "Model and data", "Schedule", "Output"
 
@@ -201,6 +204,7 @@ def _model_and_tokenizer(
         tokenizer = train_tokenizer(sources, vocab_size or shape.vocab_size, seed)
     else:
         tokenizer = load_tokenizer(path)
-    end: int = tokenizer.token_to_id(SEPARATOR)
+    end = tokenizer.token_to_id(SEPARATOR)
+    assert end is not None, "both kinds of tokenizer hold the separator"
     size = vocab_size or tokenizer.get_vocab_size()
     return replace(shape, vocab_size=size, bos_token_id=end, eos_token_id=(end,)), tokenizer

@@ -45,7 +45,8 @@ def int8_codes(x: Tensor) -> tuple[Tensor, Tensor]:
         codes (..., features) and s (..., 1); codes / s approximates x.
     """
     x = x.float()
-    scale = 127.0 / x.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST)
+    # a Python number over a tensor is its reciprocal times the number, which rounds twice
+    scale = x.new_tensor(127.0) / x.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST)
     return (x * scale).round().clamp(-128, 127), scale
 
 

@@ -1,0 +1,106 @@
+"""BitLinear: the quantisers against their definition, gradients against the textbook form."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from bitnet.nn import BitLinear, FrozenBitLinear
+from bitnet.nn.bitlinear import bit_linear_by_detach, int8_codes, ternary_codes
+from bitnet.quantize.activations import quantize_int8
+from bitnet.quantize.weights import ternarize
+
+
+@pytest.fixture(scope="module")
+def ops(golden):
+    return np.load(golden / "ops.npz")
+
+
+def test_quantisers_give_the_recorded_codes_and_values(ops):
+    codes, scale = ternary_codes(torch.from_numpy(ops["W_bf16_as_f32"]))
+    np.testing.assert_allclose((codes * scale).numpy(), ops["wq_f32"], rtol=1e-6)
+    np.testing.assert_array_equal(codes.numpy(), np.sign(ops["wq_f32"]))
+    codes, scale = int8_codes(torch.from_numpy(ops["X_bf16_as_f32"]))
+    np.testing.assert_array_equal(codes.numpy(), ops["bitlinear_act_int8_f32"])
+    np.testing.assert_allclose((codes / scale).numpy(), ops["aq_f32"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (63, 130), (192, 448), (768, 256)])
+def test_quantisers_equal_their_numpy_definition(shape):
+    values = np.random.default_rng(sum(shape)).normal(size=shape).astype(np.float32)
+    values[0] = 0
+    values[1] *= 1e-34  # published masters hold such dead rows
+    codes, scale = ternary_codes(torch.from_numpy(values))
+    expected_codes, expected_scale = ternarize(values)
+    np.testing.assert_array_equal(codes.numpy(), expected_codes)
+    assert scale.item() == expected_scale
+    codes, scale = int8_codes(torch.from_numpy(values))
+    expected_codes, expected_scales = quantize_int8(values)
+    np.testing.assert_array_equal(codes.numpy(), expected_codes)
+    np.testing.assert_array_equal(scale.numpy(), expected_scales)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7,), (3, 7), (2, 5, 7)])
+def test_outputs_and_gradients_equal_the_textbook_form(bias, shape):
+    torch.manual_seed(0)
+    layer = BitLinear(7, 6, bias=bias)
+    x = torch.randn(shape, requires_grad=True)
+    y = layer(x)
+    y.square().sum().backward()
+
+    parameters = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+    x_twin = x.detach().clone().requires_grad_()
+    y_twin = bit_linear_by_detach(x_twin, *parameters)
+    y_twin.square().sum().backward()
+    torch.testing.assert_close(y, y_twin)
+    torch.testing.assert_close(x.grad, x_twin.grad)
+    for parameter, twin in zip(layer.parameters(), parameters, strict=True):
+        torch.testing.assert_close(parameter.grad, twin.grad)
+
+
+def test_gradients_pass_through_without_a_clamp_mask():
+    """A weight far outside ±scale still learns."""
+    layer = BitLinear(4, 1, bias=False)
+    layer.weight.data = torch.tensor([[100.0, 0.1, 0.1, 0.1]])
+    layer(torch.ones(4)).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, torch.ones(1, 4))
+
+
+def test_is_a_drop_in_for_linear():
+    plain = nn.Linear(12, 8, bias=True, dtype=torch.float32)
+    layer = BitLinear(12, 8, bias=True, dtype=torch.float32)
+    layer.load_state_dict(plain.state_dict())
+    assert isinstance(layer, nn.Linear)
+    assert layer.state_dict().keys() == plain.state_dict().keys()
+    x = torch.randn(3, 5, 12)
+    assert layer(x).shape == plain(x).shape
+    codes, scale = ternary_codes(plain.weight)
+    x_codes, s = int8_codes(x)
+    torch.testing.assert_close(layer(x), (x_codes / s) @ (codes * scale).T + plain.bias)
+
+
+def test_bfloat16_products_keep_three_weight_values_and_float32_masters():
+    torch.manual_seed(1)
+    layer = BitLinear(64, 64, bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        # one-hot rows read the quantised weight out through the layer itself
+        y = layer(torch.eye(64))
+        y.float().sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert len(y.unique()) == 3
+    assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
+    torch.testing.assert_close(y.float().sign(), ternary_codes(layer.weight)[0].T)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_frozen_layer_gives_what_the_masters_gave(bias):
+    torch.manual_seed(2)
+    layer = BitLinear(63, 20, bias=bias)
+    frozen = FrozenBitLinear(63, 20, bias=bias)
+    codes, scale = ternary_codes(layer.weight.detach())
+    frozen.load_state_dict(
+        {"codes": codes.to(torch.int8), "scale": scale} | ({"bias": layer.bias.detach()} if bias else {})
+    )
+    x = torch.randn(4, 63)
+    torch.testing.assert_close(frozen(x), layer(x))

@@ -1,0 +1,107 @@
+"""The transformer: published names, odd shapes, and a cache that changes nothing but the work."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bitnet.config import ModelConfig
+from bitnet.errors import InputError
+from bitnet.formats.tensor_names import count_parameters, expected_tensors
+from bitnet.nn import BitLinear, FrozenBitLinear, KeyValueCache, Transformer
+
+ODD = ModelConfig(
+    vocab_size=1000,
+    hidden_size=192,
+    intermediate_size=448,
+    num_hidden_layers=2,
+    num_attention_heads=6,
+    num_key_value_heads=3,
+    max_position_embeddings=64,
+).with_quantization("online")
+VARIANTS = {
+    "plain": ODD,
+    "head_dim": replace(ODD, head_dim=20),
+    "biases": replace(ODD, attention_bias=True, mlp_bias=True),
+    "untied silu": replace(ODD, tie_word_embeddings=False, hidden_act="silu"),
+}
+
+
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS.keys())
+def model(request):
+    torch.manual_seed(0)
+    return Transformer(request.param)
+
+
+def test_state_dict_is_the_published_key_set(model):
+    expected = {name: item.shape for name, item in expected_tensors(model.config).items()}
+    assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == expected
+    assert sum(p.numel() for p in model.parameters()) == count_parameters(model.config)
+
+
+def test_projections_follow_the_storage_mode():
+    for mode, kind in (("online", BitLinear), ("offline", FrozenBitLinear)):
+        model = Transformer(ODD.with_quantization(mode))
+        found = [module for name, module in model.named_modules() if name.endswith("_proj")]
+        assert len(found) == 14
+        assert all(type(module) is kind for module in found)
+
+
+def test_weights_start_with_the_configured_spread(model):
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            assert (parameter == 0).all()
+        elif parameter.ndim == 1:
+            assert (parameter == 1).all()
+        else:
+            assert parameter.std().item() == pytest.approx(0.02, rel=0.05)
+
+
+def test_cached_pieces_give_the_logits_of_the_whole(model):
+    ids = torch.randint(0, 1000, (1, 11))
+    with torch.inference_mode():
+        whole = model(ids)
+        cache = KeyValueCache(model.config, 16)
+        pieces = [model(piece, cache) for piece in ids.split([4, 1, 5, 1], dim=1)]
+        assert cache.length == 11
+        cache.truncate(5)
+        again = model(ids[:, 5:], cache)
+    # attention sums in another order, so an int8 code may flip; a wrong mask or position moves logits by
+    # as much as they spread
+    tolerance = 0.1 * whole.std().item()
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=tolerance, rtol=0)
+    torch.testing.assert_close(again, whole[:, 5:], atol=tolerance, rtol=0)
+
+
+def test_no_token_sees_a_later_one(model):
+    ids = torch.randint(0, 1000, (1, 9))
+    changed = ids.clone()
+    changed[0, 6] = (ids[0, 6] + 1) % 1000
+    with torch.inference_mode():
+        before, after = model(ids), model(changed)
+    torch.testing.assert_close(before[:, :6], after[:, :6])
+    assert not torch.allclose(before[:, 6:], after[:, 6:])
+
+
+def test_last_only_is_the_last_row(model):
+    ids = torch.randint(0, 1000, (2, 5))
+    with torch.inference_mode():
+        torch.testing.assert_close(model(ids, last_only=True), model(ids)[:, -1:])
+
+
+def test_every_parameter_gets_a_gradient(model):
+    ids = torch.randint(0, 1000, (2, 8))
+    model.loss(ids[:, :-1], ids[:, 1:]).backward()
+    for name, parameter in model.named_parameters():
+        if "k_proj.bias" not in name:  # softmax does not see a shift common to all keys, up to rotation
+            assert parameter.grad.abs().max() > 0, name
+
+
+def test_cache_refuses_impossible_sizes():
+    for capacity in (0, 65):
+        with pytest.raises(InputError, match="1 to 64"):
+            KeyValueCache(ODD, capacity)
+    cache = KeyValueCache(ODD, 64)
+    for length in (-1, 1):
+        with pytest.raises(InputError, match="truncate"):
+            cache.truncate(length)
