@@ -130,7 +130,8 @@ class CpuModel:
     def new_cache(self, max_tokens: int) -> CpuCache:
         if not 1 <= max_tokens <= self.config.max_position_embeddings:
             raise InputError(
-                f"max_tokens is {max_tokens}; the model's context holds 1..{self.config.max_position_embeddings}"
+                f"max_tokens is {max_tokens}; the model's context holds "
+                f"1..{self.config.max_position_embeddings}"
             )
         return CpuCache(self._engine.new_cache(max_tokens))
 
@@ -140,7 +141,9 @@ class CpuModel:
         entries = []
         for cache, ids in batch:
             if not isinstance(cache, CpuCache):
-                raise InputError(f"a {type(cache).__name__} came with the cpu engine; use this model's new_cache")
+                raise InputError(
+                    f"a {type(cache).__name__} came with the cpu engine; use this model's new_cache"
+                )
             entries.append((cache.core, _ids(ids, self.config.vocab_size)))
         if not entries:
             return []

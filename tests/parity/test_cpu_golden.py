@@ -54,7 +54,10 @@ def test_extreme_products_are_exact(isa):
 def test_first_layer_projections_match_the_trace(golden, golden_forward, isa):
     """The recorded inputs of layer 0's q, k, v, gate and up give the recorded outputs."""
     checkpoint = read_checkpoint(golden / "packed_offline")
-    for source, names in [("in_ln", ["self_attn.q", "self_attn.k", "self_attn.v"]), ("post_ln", ["mlp.gate", "mlp.up"])]:
+    for source, names in [
+        ("in_ln", ["self_attn.q", "self_attn.k", "self_attn.v"]),
+        ("post_ln", ["mlp.gate", "mlp.up"]),
+    ]:
         codes, scales = _core.quantize_int8(golden_forward[f"trace0_packed_offline_{source}"], isa)
         for name in names:
             linear = checkpoint.linear(f"model.layers.0.{name}_proj")
@@ -67,7 +70,9 @@ def test_safe_prompt_logits(golden, golden_forward, isa, checkpoint_name):
     model = bitnet.load_model(golden / checkpoint_name, isa=isa, kv_dtype="float32")
     ids = golden_forward["ids_safe"][0]
     (logits,) = model.forward([(model.new_cache(16), ids)], all_logits=True)
-    np.testing.assert_allclose(logits, golden_forward[f"safe_logits_{checkpoint_name}_fp32"][0], atol=1e-4, rtol=0)
+    np.testing.assert_allclose(
+        logits, golden_forward[f"safe_logits_{checkpoint_name}_fp32"][0], atol=1e-4, rtol=0
+    )
 
 
 def test_long_prompts_stay_within_the_reach_of_int8_ties(golden, golden_forward, isa, checkpoint_name):
@@ -121,4 +126,6 @@ def test_repacking_keeps_every_code(golden):
     """A product with unit vectors reads the codes back from the engine's own layout."""
     linear = read_checkpoint(golden / "packed_offline").linear("model.layers.1.mlp.down_proj")
     units = np.eye(linear.packed.shape[1], dtype=np.int8)
-    np.testing.assert_array_equal(_core.ternary_matmul(units, linear.packed, "scalar").T, unpack_2bit(linear.packed))
+    np.testing.assert_array_equal(
+        _core.ternary_matmul(units, linear.packed, "scalar").T, unpack_2bit(linear.packed)
+    )

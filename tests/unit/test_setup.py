@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -146,3 +148,19 @@ def test_old_python_is_refused(checkout: Path, machine: Path) -> None:
 def test_named_python_and_compiler_must_exist(checkout: Path) -> None:
     assert "/no/python" in refused(run(checkout, "run", PYTHON="/no/python"))
     assert "/no/c++" in refused(run(checkout, "run", CXX="/no/c++ -O3"))
+
+
+def test_the_story_it_tells_is_long_enough() -> None:
+    """With another embedded model another seed may be needed: at least 100 words, and a speed."""
+    (line,) = re.findall(
+        r'set -- ("Once upon a time" .*?) #', (ROOT / "setup.sh").read_text(encoding="utf-8")
+    )
+    story = subprocess.run(
+        [sys.executable, "-m", "bitnet", "generate", *shlex.split(line)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(story.stdout.split()) >= 100
+    assert "tokens/s" in story.stderr
