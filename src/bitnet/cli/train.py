@@ -43,7 +43,10 @@ def train(
     tokenizer: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", rich_help_panel=_DATA, help="A tokenizer.json. [default: one trained on the data]"
+            metavar="FILE",
+            rich_help_panel=_DATA,
+            show_default="one trained on the data",
+            help="A tokenizer.json.",
         ),
     ] = None,
     vocab_size: Annotated[
@@ -51,7 +54,8 @@ def train(
         typer.Option(
             metavar="N",
             rich_help_panel=_DATA,
-            help="Vocabulary entries. [default: the tokenizer's or preset's]",
+            show_default="the tokenizer's or preset's",
+            help="Vocabulary entries.",
         ),
     ] = None,
     steps: Annotated[
@@ -64,10 +68,14 @@ def train(
             help="Optimiser steps: the schedule's length.",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", rich_help_panel=_SCHEDULE, help="Sequences a step.")] = 8,
+    batch: Annotated[
+        int | None,
+        typer.Option(metavar="N", rich_help_panel=_SCHEDULE, show_default="8", help="Sequences a step."),
+    ] = None,
     seq: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=_SCHEDULE, help="Tokens a sequence.")
-    ] = 256,
+        int | None,
+        typer.Option(metavar="N", rich_help_panel=_SCHEDULE, show_default="256", help="Tokens a sequence."),
+    ] = None,
     lr: Annotated[
         float,
         typer.Option(metavar="X", rich_help_panel=_SCHEDULE, help="Peak learning rate of the first stage."),
@@ -77,7 +85,8 @@ def train(
         typer.Option(
             metavar="X",
             rich_help_panel=_SCHEDULE,
-            help="Peak of the second stage's line. [default: 2/3 of --lr]",
+            show_default="2/3 of --lr",
+            help="Peak of the second stage's line.",
         ),
     ] = None,
     warmup: Annotated[int, typer.Option(metavar="N", rich_help_panel=_SCHEDULE, help="Warm-up steps.")] = 100,
@@ -122,7 +131,7 @@ def train(
         typer.Option(
             "--resume",
             rich_help_panel=_OUTPUT,
-            help="Continue the run in --out; only --steps and --data may change.",
+            help="Continue the run in --out; --steps, --data, --batch and --seq may change.",
         ),
     ] = False,
     export: Annotated[
@@ -142,8 +151,9 @@ def train(
 
     Ctrl-C saves the state and ends; --resume goes on from there to the bit.
     """
-    if find_spec("torch") is None:
-        raise ResourceError("training needs PyTorch; install the extra: pip install 'bitnet-ternary[torch]'")
+    for package in ("torch", "matplotlib"):
+        if find_spec(package) is None:
+            raise ResourceError(f"training needs {package}; pip install 'bitnet-ternary[torch]' brings it")
     import torch
 
     from bitnet.train.config import DataSource, TrainingConfig
@@ -156,7 +166,8 @@ def train(
     if not (sources or resume or export):
         raise InputError("nothing to do; give --data to train, --resume to continue, or --export")
     if resume or not sources:
-        trainer = Trainer.resume(out, steps, sources)
+        changes = {"steps": steps, "data": sources, "batch_size": batch, "sequence_length": seq}
+        trainer = Trainer.resume(out, {key: value for key, value in changes.items() if value})
     elif steps is None:
         raise InputError("--steps is missing; the schedule needs its length")
     else:
@@ -166,8 +177,8 @@ def train(
             data=sources,
             steps=steps,
             heldout=tuple(str(path) for path in heldout or ()),
-            batch_size=batch,
-            sequence_length=seq,
+            batch_size=batch or 8,
+            sequence_length=seq or 256,
             learning_rate=lr,
             second_learning_rate=second_lr or lr * 2 / 3,
             warmup_steps=warmup,

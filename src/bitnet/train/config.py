@@ -108,6 +108,11 @@ class TrainingConfig:
                 f"sequence_length is {self.sequence_length}; the model's max_position_embeddings is {longest}"
             )
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens an optimiser step learns from."""
+        return self.batch_size * self.sequence_length
+
     def save(self, path: Path) -> None:
         """Write as JSON, atomically."""
         values = asdict(self) | {"model": self.model.to_dict()}

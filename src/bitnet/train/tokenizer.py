@@ -79,7 +79,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int) -> None:
     """Write tokenizer.json and the tokenizer_config.json that transformers reads beside it."""
     directory.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
     values = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": SEPARATOR,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from tokenizers import Tokenizer
 from bitnet.errors import InputError
 from bitnet.nn import Transformer
 from bitnet.train.checkpointing import FILE, load_state, save_state
-from bitnet.train.config import DataSource, TrainingConfig
+from bitnet.train.config import TrainingConfig
 from bitnet.train.data import Batches, encode, read_documents
 from bitnet.train.heldout import HeldOut, bits_per_byte
 from bitnet.train.optimizer import build_optimizer, follow_schedule
@@ -72,14 +73,22 @@ class Trainer:
         return trainer
 
     @classmethod
-    def resume(cls, directory: Path, steps: int | None = None, data: tuple[DataSource, ...] = ()) -> Trainer:
-        """Continue the run of a folder, with another horizon or other texts if they are given.
+    def resume(cls, directory: Path, changes: Mapping[str, Any] | None = None) -> Trainer:
+        """Continue the run of a folder.
 
+        Args:
+            changes: fields of its configuration to replace: another horizon, other texts, longer sequences.
         Raises:
             FormatError: there is no run, or its files are damaged.
+            InputError: a step would hold another number of tokens, in which schedule and record count.
         """
         config = TrainingConfig.load(directory / CONFIG_FILE)
-        changed = replace(config, steps=steps or config.steps, data=data or config.data)
+        changed = replace(config, **(changes or {}))
+        if changed.tokens_per_step != config.tokens_per_step:
+            raise InputError(
+                f"{directory}: a step of this run holds {config.tokens_per_step} tokens, not "
+                f"{changed.tokens_per_step}; keep batch times sequence length"
+            )
         trainer = cls(directory, changed, load_tokenizer(directory / TOKENIZER_FOLDER))
         if changed != config:
             changed.save(directory / CONFIG_FILE)
@@ -142,7 +151,7 @@ class Trainer:
 
     def _row(self, interval: _Interval) -> dict[str, float]:
         """The numbers of the interval that ends with the step just done."""
-        tokens = self.config.batch_size * self.config.sequence_length
+        tokens = self.config.tokens_per_step
         return {
             "step": self.step,
             "tokens": self.step * tokens,

@@ -96,10 +96,14 @@ def test_a_lost_process_goes_on_from_the_last_saved_state(tmp_path, config, toke
 
 def test_the_horizon_can_be_redrawn(tmp_path, config, tokenizer):
     Trainer.create(tmp_path, config, tokenizer).run()
-    longer = Trainer.resume(tmp_path, steps=14)
+    longer = Trainer.resume(tmp_path, {"steps": 14, "batch_size": 2, "sequence_length": 64})
     assert longer.run()
     assert longer.step == 14
-    assert TrainingConfig.load(tmp_path / trainer_module.CONFIG_FILE) == replace(config, steps=14)
+    assert TrainingConfig.load(tmp_path / trainer_module.CONFIG_FILE) == replace(
+        config, steps=14, batch_size=2, sequence_length=64
+    )
+    with pytest.raises(InputError, match="128 tokens"):
+        Trainer.resume(tmp_path, {"batch_size": 3})
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, config, tokenizer):
