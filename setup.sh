@@ -45,7 +45,8 @@ step() {
   local what=$1 begin=$SECONDS
   shift
   printf 'bitnet: %s ... ' "$what"
-  if "$@" >>"$log" 2>&1; then
+  # In a shell of its own, so that the trap below writes to the terminal and not into the log.
+  if ("$@") >>"$log" 2>&1; then
     printf 'done (%d s)\n' $((SECONDS - begin))
     return
   fi
@@ -267,7 +268,7 @@ choose_model() {
   cat <<'MENU'
 Which model?
   1) stories   small English stories, embedded in the package: nothing to download
-  2) 2b4t      BitNet b1.58 2B4T, chats: 1.2 GB to download, 1.5 GB of memory
+  2) 2b4t      BitNet b1.58 2B4T, chats: 1.2 GB to download, 2 GB of memory
   3) another   a model of the same architecture, by its Hub id: its page tells the size
 MENU
   case $(ask "Model [1] " 1) in
@@ -303,7 +304,7 @@ install_interactively() {
   esac
   if [ -z "$yes" ] && { [ -z "$given" ] || [ -z "$model" ]; }; then
     [ -t 0 ] || die "no terminal to ask on; answer with --with torch, --model NAME and --yes"
-    say "the base (engine, command line, Python API, story model) takes about 0.2 GB on disk"
+    say "the base (engine, command line, Python API, story model) takes about 0.3 GB on disk"
     [ -n "$given" ] || choose_torch
     [ -n "$model" ] || choose_model
   fi
