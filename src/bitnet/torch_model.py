@@ -59,7 +59,7 @@ class TorchModel:
         self, batch: Sequence[tuple[Cache, Sequence[int]]], all_logits: bool = False
     ) -> list[NDArray[np.float32]]:
         """As `Model.forward`; the whole batch is checked before anything runs."""
-        checked = [(_own(cache), self._checked_ids(cache, ids)) for cache, ids in batch]
+        checked = [self._check(cache, ids) for cache, ids in batch]
         if len({id(cache) for cache, _ in checked}) < len(checked):
             raise InputError("a cache stands twice in one batch; give each sequence its own")
         results = []
@@ -69,24 +69,23 @@ class TorchModel:
                 results.append((logits if all_logits else logits[0]).numpy())
         return results
 
-    def _checked_ids(self, cache: Cache, ids: Sequence[int]) -> torch.Tensor:
-        """The ids as int64 (1, new)."""
-        if len(ids) == 0:
-            raise InputError("no ids; a sequence needs at least one new token")
-        if cache.length + len(ids) > cache.capacity:
+    def _check(self, cache: Cache, ids: Sequence[int]) -> tuple[KeyValueCache, torch.Tensor]:
+        """One sequence's cache and its ids as int64 (1, new)."""
+        if not isinstance(cache, KeyValueCache) or cache.config != self.config:
+            raise InputError(f"this {type(cache).__name__} is another model's; use this model's new_cache")
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.size == 0:
+            raise InputError("a sequence needs a flat list of at least one token id")
+        if array.dtype.kind not in "iu":
+            raise InputError("token ids must be whole numbers")
+        outside = array[(array < 0) | (array >= self.config.vocab_size)]
+        if outside.size:
+            raise InputError(f"token id {outside[0]} is outside 0..{self.config.vocab_size - 1} (vocab_size)")
+        if cache.length + array.size > cache.capacity:
             raise InputError(
-                f"{len(ids)} tokens do not fit: the cache holds {cache.length} of {cache.capacity}"
+                f"{array.size} tokens do not fit: the cache holds {cache.length} of {cache.capacity}"
             )
-        for token in ids:
-            if not 0 <= token < self.config.vocab_size:
-                raise InputError(f"id {token} is outside 0..{self.config.vocab_size - 1} (vocab_size)")
-        return torch.tensor([list(ids)], dtype=torch.int64)
-
-
-def _own(cache: Cache) -> KeyValueCache:
-    if not isinstance(cache, KeyValueCache):
-        raise InputError(f"a {type(cache).__name__} is not a cache of the torch engine; use new_cache")
-    return cache
+        return cache, torch.from_numpy(array.astype(np.int64))[None]
 
 
 def _state(checkpoint: Checkpoint, transformer: Transformer) -> dict[str, torch.Tensor]:

@@ -1,5 +1,7 @@
 """The torch engine's protocol: what goes in is checked, what comes out does not depend on company."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from bitnet.config import ModelConfig
 from bitnet.errors import InputError
 from bitnet.formats.synthesize import synthesize
 from bitnet.load import load_model
+from bitnet.nn import KeyValueCache
 
 CONFIG = ModelConfig(
     vocab_size=100,
@@ -48,7 +51,7 @@ def test_company_changes_nothing(model):
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("ids", [[], [100], [-1], [0] * 9])
+@pytest.mark.parametrize("ids", [[], [100], [-1], [0] * 9, [1.5], ["1"], [[1]]])
 def test_bad_ids_are_refused_before_anything_runs(model, ids):
     good, bad = model.new_cache(8), model.new_cache(8)
     with pytest.raises(InputError):
@@ -68,3 +71,5 @@ def test_foreign_caches_are_refused(model):
 
     with pytest.raises(InputError, match="Foreign"):
         model.forward([(Foreign(), [1])])
+    with pytest.raises(InputError, match="another model"):
+        model.forward([(KeyValueCache(replace(CONFIG, head_dim=16), 8), [1])])

@@ -26,6 +26,7 @@ class KeyValueCache:
         shape = (config.num_hidden_layers, 1, config.num_key_value_heads, capacity, config.head_dim)
         self._keys, self._values = torch.empty(shape), torch.empty(shape)
         self._length = 0
+        self.config = config
 
     @property
     def length(self) -> int:
