@@ -8,6 +8,7 @@ venv=$root/.venv
 python=$venv/bin/python
 stamp=$venv/bitnet-stamp # what is installed; written last, so that an interrupted run is repeated
 log=$root/build/setup.log
+exec 3>&1 # the terminal, for a step that has something to say
 
 hub_2b4t=microsoft/bitnet-b1.58-2B-4T
 
@@ -29,7 +30,7 @@ Options without a command:
 Environment:
   PYTHON                  the Python to use (3.10 or newer)
   CXX                     the C++17 compiler to use
-  BITNET_TORCH_INDEX      where the CPU build of PyTorch comes from on Linux
+  BITNET_TORCH_INDEX      on Linux, the index that has the CPU build of PyTorch (0.2 instead of several GB)
 HELP
 }
 
@@ -193,22 +194,24 @@ pip_install() {
 }
 
 # The package index gives Linux the CUDA build of PyTorch (several GB) under its plain version. The CPU
-# build has the version's suffix "+cpu" and comes from a local wheel where pip knows one, else from
-# PyTorch's own index. Elsewhere the plain version is the CPU build. A fitting torch in .venv is kept.
+# build has the version's suffix "+cpu"; it comes from a local wheel where pip knows one, or from the index
+# that BITNET_TORCH_INDEX names. Elsewhere the plain version is the CPU build. A fitting torch in .venv is kept.
 install_torch() {
-  local version spec
+  local version
   version=$(sed -n 's/^torch==//p' constraints.txt)
   "$python" -c 'import sys; from importlib.metadata import version
 sys.exit(version("torch").split("+")[0] != sys.argv[1])' "$version" 2>/dev/null && return
-  spec="torch==$version"
-  if [ "$(uname -s)" = Linux ]; then
-    spec="$spec+cpu"
-    if ! pip_install --dry-run --no-deps "$spec"; then
-      pip_install --extra-index-url "${BITNET_TORCH_INDEX:-https://download.pytorch.org/whl/cpu}" "$spec"
-      return
-    fi
+  if [ "$(uname -s)" != Linux ]; then
+    pip_install "torch==$version"
+  elif [ -n "${BITNET_TORCH_INDEX:-}" ]; then
+    pip_install --extra-index-url "$BITNET_TORCH_INDEX" "torch==$version+cpu"
+  elif pip_install --dry-run --no-deps "torch==$version+cpu"; then
+    pip_install "torch==$version+cpu"
+  else
+    printf '\nbitnet: no CPU build of PyTorch at hand, taking the CUDA build (several GB); to avoid it, set\n' >&3
+    printf "bitnet: BITNET_TORCH_INDEX to PyTorch's CPU index, which its installation page names\n" >&3
+    pip_install "torch==$version"
   fi
-  pip_install "$spec"
 }
 
 # The build tools stand in .venv rather than in pip's throw-away environment: then a second build only
