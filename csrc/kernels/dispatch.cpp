@@ -25,10 +25,25 @@ bool cpu_has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
 #endif
 }
+
+bool cpu_has_avx512_vnni() {
+#if defined(_MSC_VER)
+  int id[4];
+  if (!cpu_has_avx2() || (_xgetbv(0) & 0xe6) != 0xe6) return false;
+  __cpuidex(id, 7, 0);
+  const bool f = id[1] & (1 << 16), dq = id[1] & (1 << 17), bw = id[1] & (1 << 30), vl = id[1] & (1u << 31);
+  return f && dq && bw && vl && (id[2] & (1 << 11));
+#else
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+#endif
+}
 #endif
 
 bool cpu_runs(const Kernels& kernels) {
 #if defined(BITNET_X86)
+  if (&kernels == &avx512_vnni_kernels) return cpu_has_avx512_vnni();
   if (&kernels == &avx2_kernels) return cpu_has_avx2();
 #endif
   (void)kernels;
@@ -40,6 +55,7 @@ bool cpu_runs(const Kernels& kernels) {
 std::vector<const Kernels*> compiled_kernels() {
   std::vector<const Kernels*> list;
 #if defined(BITNET_X86)
+  list.push_back(&avx512_vnni_kernels);
   list.push_back(&avx2_kernels);
 #endif
 #if defined(BITNET_ARM64)

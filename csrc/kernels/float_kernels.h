@@ -215,3 +215,28 @@ void to_f16(const float* x, std::size_t n, std::uint16_t* y) {
     std::memcpy(y + i, lanes, count * sizeof(lanes[0]));
   }
 }
+
+// An ISA's table: its own integer kernels, and the float kernels above. constexpr, because code compiled for
+// an instruction set must not run before anybody has asked whether the CPU has it, static initialisers
+// included.
+struct IntegerKernels {
+  const char* name;
+  decltype(Kernels::ternary_gemm) gemm;
+};
+
+constexpr Kernels with_float_kernels(IntegerKernels own) {
+  Kernels table{};
+  table.name = own.name;
+  table.ternary_gemm = own.gemm;
+  table.quantize = quantize;
+  table.rms_norm = rms_norm;
+  table.dequantize = dequantize;
+  table.relu2_gate = relu2_gate;
+  table.silu_gate = silu_gate;
+  table.dot_bf16 = dot_bf16;
+  table.dot_f32 = dot_f32;
+  table.attention_f16 = attention_f16;
+  table.attention_f32 = attention_f32;
+  table.to_f16 = to_f16;
+  return table;
+}

@@ -122,9 +122,10 @@ void ternary_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t col
       y[t * y_stride + n] = row_dot(weights + n * (columns / 4), x + t * columns, columns) - x_sums[t];
 }
 
+constexpr Kernels neon_table = with_float_kernels({"neon", ternary_gemm});
+
 }  // namespace
 
-const Kernels neon_kernels = {"neon",    ternary_gemm, quantize, rms_norm,      dequantize,    relu2_gate,
-                              silu_gate, dot_bf16,     dot_f32,  attention_f16, attention_f32, to_f16};
+const Kernels neon_kernels = neon_table;
 
 }  // namespace bitnet

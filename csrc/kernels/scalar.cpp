@@ -145,9 +145,10 @@ void ternary_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t col
   }
 }
 
+constexpr Kernels scalar_table = with_float_kernels({"scalar", ternary_gemm});
+
 }  // namespace
 
-const Kernels scalar_kernels = {"scalar",  ternary_gemm, quantize, rms_norm,      dequantize,    relu2_gate,
-                                silu_gate, dot_bf16,     dot_f32,  attention_f16, attention_f32, to_f16};
+const Kernels scalar_kernels = scalar_table;
 
 }  // namespace bitnet

@@ -1,0 +1,149 @@
+// AVX-512 with VNNI: Intel since Ice Lake (servers) and AMD since Zen 4.
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels.h"
+
+namespace bitnet {
+namespace {
+
+struct f32x16 {
+  __m512 all;
+
+  static f32x16 set1(float x) { return {_mm512_set1_ps(x)}; }
+  static f32x16 zero() { return {_mm512_setzero_ps()}; }
+  static f32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  static f32x16 load_bf16(const std::uint16_t* p) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(load256(p)), 16))};
+  }
+  static f32x16 load_f16(const std::uint16_t* p) { return {_mm512_cvtph_ps(load256(p))}; }
+  static f32x16 load_i32(const std::int32_t* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
+  void store(float* p) const { _mm512_storeu_ps(p, all); }
+  void store_i8(std::int8_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(all)));
+  }
+  void store_f16(std::uint16_t* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(all, _MM_FROUND_TO_NEAREST_INT));
+  }
+  f32x16 abs() const { return {_mm512_abs_ps(all)}; }
+  f32x16 round() const { return {_mm512_roundscale_ps(all, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+  f32x16 pow2() const {
+    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(all), _mm512_set1_epi32(127));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(biased, 23))};
+  }
+  // Halves, quarters, pairs: the tree float_kernels.h prescribes.
+  float sum() const {
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+  }
+  float largest() const { return _mm512_reduce_max_ps(all); }
+
+ private:
+  static __m256i load256(const std::uint16_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  }
+};
+
+f32x16 operator+(f32x16 a, f32x16 b) {
+  return {_mm512_add_ps(a.all, b.all)};
+}
+f32x16 operator-(f32x16 a, f32x16 b) {
+  return {_mm512_sub_ps(a.all, b.all)};
+}
+f32x16 operator*(f32x16 a, f32x16 b) {
+  return {_mm512_mul_ps(a.all, b.all)};
+}
+f32x16 operator/(f32x16 a, f32x16 b) {
+  return {_mm512_div_ps(a.all, b.all)};
+}
+f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
+  return {_mm512_fmadd_ps(a.all, b.all, c.all)};
+}
+f32x16 max(f32x16 a, f32x16 b) {
+  return {_mm512_max_ps(a.all, b.all)};
+}
+
+#include "float_kernels.h"
+
+// The four 32-weight fields of one 32-byte block, as two registers of 64 codes each: fields 0 and 1, then
+// fields 2 and 3, which is the order the activations lie in.
+struct Codes {
+  __m512i first, second;
+};
+
+Codes unpack(const std::uint8_t* block) {
+  const __m512i packed = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(block)));
+  const __m512i three = _mm512_set1_epi8(3);
+  const __m512i shifts01 = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi64x(2), 1);
+  const __m512i shifts23 = _mm512_add_epi64(shifts01, _mm512_set1_epi64(4));
+  return {_mm512_and_si512(_mm512_srlv_epi64(packed, shifts01), three),
+          _mm512_and_si512(_mm512_srlv_epi64(packed, shifts23), three)};
+}
+
+// `Rows` weight rows times `Tokens` activations; vpdpbusd sums four products straight into int32.
+template <std::size_t Rows, std::size_t Tokens>
+void tile(const std::uint8_t* weights, std::size_t columns, const std::int8_t* x, const std::int32_t* x_sums,
+          std::int32_t* y, std::size_t y_stride) {
+  constexpr std::size_t kPrefetch = 4096;  // bytes ahead, as in avx2.cpp
+  const std::size_t row_bytes = columns / 4;
+  __m512i total[Rows][Tokens];
+  for (auto& row : total)
+    for (auto& value : row) value = _mm512_setzero_si512();
+  for (std::size_t block = 0; block < columns / kBlockWeights; ++block) {
+    Codes codes[Rows];
+    for (std::size_t r = 0; r < Rows; ++r) {
+      const std::uint8_t* address = weights + r * row_bytes + block * kBlockBytes;
+      _mm_prefetch(reinterpret_cast<const char*>(address + kPrefetch), _MM_HINT_T0);
+      codes[r] = unpack(address);
+    }
+    for (std::size_t t = 0; t < Tokens; ++t) {
+      const std::int8_t* token = x + t * columns + block * kBlockWeights;
+      const __m512i x0 = _mm512_loadu_si512(token), x1 = _mm512_loadu_si512(token + 64);
+      for (std::size_t r = 0; r < Rows; ++r) {
+        total[r][t] = _mm512_dpbusd_epi32(total[r][t], codes[r].first, x0);
+        total[r][t] = _mm512_dpbusd_epi32(total[r][t], codes[r].second, x1);
+      }
+    }
+  }
+  for (std::size_t r = 0; r < Rows; ++r)
+    for (std::size_t t = 0; t < Tokens; ++t)
+      y[t * y_stride + r] = _mm512_reduce_add_epi32(total[r][t]) - x_sums[t];
+}
+
+template <std::size_t Rows, std::size_t Tokens>
+void run_rows(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
+              const std::int32_t* x_sums, std::int32_t* y, std::size_t y_stride) {
+  const std::size_t row_bytes = columns / 4;
+  std::size_t n = 0;
+  for (; n + Rows <= rows; n += Rows)
+    tile<Rows, Tokens>(weights + n * row_bytes, columns, x, x_sums, y + n, y_stride);
+  for (; n < rows; ++n) tile<1, Tokens>(weights + n * row_bytes, columns, x, x_sums, y + n, y_stride);
+}
+
+// 4 rows by 4 tokens fill 16 accumulators and 8 code registers of the 32 there are; the loads of a token
+// serve four rows and the unpacking of a row four tokens.
+void ternary_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
+                  const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y, std::size_t y_stride) {
+  std::size_t t = 0;
+  for (; t + 4 <= tokens; t += 4)
+    run_rows<4, 4>(weights, rows, columns, x + t * columns, x_sums + t, y + t * y_stride, y_stride);
+  if (t + 2 <= tokens) {
+    run_rows<4, 2>(weights, rows, columns, x + t * columns, x_sums + t, y + t * y_stride, y_stride);
+    t += 2;
+  }
+  if (t < tokens)
+    run_rows<4, 1>(weights, rows, columns, x + t * columns, x_sums + t, y + t * y_stride, y_stride);
+}
+
+constexpr Kernels avx512_vnni_table = with_float_kernels({"avx512_vnni", ternary_gemm});
+
+}  // namespace
+
+const Kernels avx512_vnni_kernels = avx512_vnni_table;
+
+}  // namespace bitnet
