@@ -113,8 +113,9 @@ std::string check_choice(const std::string& value, const char* first, const char
 class Engine {
  public:
   Engine(const nb::dict& shape, const std::string& hidden_act, const std::string& kv_dtype,
-         nb::object embedding, nb::object head, nb::object final_norm, nb::object rope_cos,
-         nb::object rope_sin, const nb::list& layers, std::size_t threads, const std::string& isa)
+         const std::string& head_type, nb::object embedding, nb::object head, nb::object final_norm,
+         nb::object rope_cos, nb::object rope_sin, const nb::list& layers, std::size_t threads,
+         const std::string& isa)
       : embedding_(std::move(embedding)), head_(std::move(head)) {
     const Kernels& kernels = bitnet::select_kernels(isa);
     require(threads >= 1 && threads <= 1024, "threads must be in 1..1024");
@@ -129,11 +130,14 @@ class Engine {
                           size("max_position_embeddings"),
                           nb::cast<float>(shape["rms_norm_eps"]),
                           bitnet::Activation::relu2,
-                          bitnet::CacheType::float16};
+                          bitnet::CacheType::float16,
+                          bitnet::HeadType::full};
     if (check_choice(hidden_act, "relu2", "silu", "hidden_act") == "silu")
       config.activation = bitnet::Activation::silu;
     if (check_choice(kv_dtype, "float16", "float32", "kv_dtype") == "float32")
       config.cache_type = bitnet::CacheType::float32;
+    if (check_choice(head_type, "full", "shortlist", "head") == "shortlist")
+      config.head_type = bitnet::HeadType::shortlist;
     require(layers.size() == config.layers, "layers has the wrong length");
     bitnet::Weights weights;
     weights.embedding = view_table(embedding_, config.vocab_size, config.hidden_size, "embedding");
@@ -253,10 +257,11 @@ NB_MODULE(_core, m) {
       .def_prop_ro("capacity", &bitnet::KvCache::capacity)
       .def("truncate", &truncate_cache, "length"_a);
   nb::class_<Engine>(m, "Engine")
-      .def(nb::init<const nb::dict&, const std::string&, const std::string&, nb::object, nb::object,
-                    nb::object, nb::object, nb::object, const nb::list&, std::size_t, const std::string&>(),
-           nb::kw_only(), "shape"_a, "hidden_act"_a, "kv_dtype"_a, "embedding"_a, "head"_a, "final_norm"_a,
-           "rope_cos"_a, "rope_sin"_a, "layers"_a, "threads"_a, "isa"_a)
+      .def(nb::init<const nb::dict&, const std::string&, const std::string&, const std::string&, nb::object,
+                    nb::object, nb::object, nb::object, nb::object, const nb::list&, std::size_t,
+                    const std::string&>(),
+           nb::kw_only(), "shape"_a, "hidden_act"_a, "kv_dtype"_a, "head_type"_a, "embedding"_a, "head"_a,
+           "final_norm"_a, "rope_cos"_a, "rope_sin"_a, "layers"_a, "threads"_a, "isa"_a)
       .def("new_cache", &Engine::new_cache, "max_tokens"_a)
       .def("forward", &Engine::forward, "batch"_a, "all_logits"_a)
       .def_prop_ro("isa", &Engine::isa)

@@ -173,7 +173,51 @@ void ternary_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t col
   }
 }
 
-constexpr Kernels avx2_table = with_float_kernels({"avx2", ternary_gemm});
+// One row times `Tokens` activations. A pair of products is at most 2 * 15 * 128 = 3840 in magnitude, so
+// eight of them (four blocks) fit in int16.
+template <std::size_t Tokens>
+void nibble_row(const std::uint8_t* row, std::size_t columns, const std::int8_t* x,
+                const std::int32_t* x_sums, std::int32_t* y, std::size_t y_stride) {
+  constexpr std::size_t kBlocksPerFold = 4, kPrefetch = 4096;
+  const __m256i fifteen = _mm256_set1_epi8(15), one = _mm256_set1_epi16(1);
+  const std::size_t blocks = columns / (2 * kBlockBytes);
+  __m256i total[Tokens];
+  for (auto& value : total) value = _mm256_setzero_si256();
+  for (std::size_t first = 0; first < blocks; first += kBlocksPerFold) {
+    const std::size_t last = first + kBlocksPerFold < blocks ? first + kBlocksPerFold : blocks;
+    __m256i sum[Tokens];
+    for (auto& value : sum) value = _mm256_setzero_si256();
+    for (std::size_t block = first; block < last; ++block) {
+      const std::uint8_t* address = row + block * kBlockBytes;
+      _mm_prefetch(reinterpret_cast<const char*>(address + kPrefetch), _MM_HINT_T0);
+      const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(address));
+      const __m256i low = _mm256_and_si256(packed, fifteen);
+      const __m256i high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), fifteen);
+      for (std::size_t t = 0; t < Tokens; ++t) {
+        const auto* v = reinterpret_cast<const __m256i*>(x + t * columns + block * 2 * kBlockBytes);
+        sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(low, _mm256_loadu_si256(v)));
+        sum[t] = _mm256_add_epi16(sum[t], _mm256_maddubs_epi16(high, _mm256_loadu_si256(v + 1)));
+      }
+    }
+    for (std::size_t t = 0; t < Tokens; ++t)
+      total[t] = _mm256_add_epi32(total[t], _mm256_madd_epi16(sum[t], one));
+  }
+  for (std::size_t t = 0; t < Tokens; ++t) y[t * y_stride] = horizontal_sum(total[t]) - 8 * x_sums[t];
+}
+
+void nibble_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
+                 const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y, std::size_t y_stride) {
+  for (std::size_t n = 0; n < rows; ++n) {
+    const std::uint8_t* row = weights + n * (columns / 2);
+    std::size_t t = 0;
+    for (; t + 4 <= tokens; t += 4)
+      nibble_row<4>(row, columns, x + t * columns, x_sums + t, y + t * y_stride + n, y_stride);
+    for (; t < tokens; ++t)
+      nibble_row<1>(row, columns, x + t * columns, x_sums + t, y + t * y_stride + n, y_stride);
+  }
+}
+
+constexpr Kernels avx2_table = with_float_kernels({"avx2", ternary_gemm, nibble_gemm});
 
 }  // namespace
 

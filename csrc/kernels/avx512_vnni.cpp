@@ -140,7 +140,51 @@ void ternary_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t col
     run_rows<4, 1>(weights, rows, columns, x + t * columns, x_sums + t, y + t * y_stride, y_stride);
 }
 
-constexpr Kernels avx512_vnni_table = with_float_kernels({"avx512_vnni", ternary_gemm});
+// Two rows times `Tokens` activations: 64 codes a register, low halves then high halves as the activations
+// lie.
+template <std::size_t Rows, std::size_t Tokens>
+void nibble_tile(const std::uint8_t* weights, std::size_t columns, const std::int8_t* x,
+                 const std::int32_t* x_sums, std::int32_t* y, std::size_t y_stride) {
+  constexpr std::size_t kPrefetch = 4096;
+  const __m512i fifteen = _mm512_set1_epi8(15);
+  const __m512i shifts = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi64x(4), 1);
+  const std::size_t row_bytes = columns / 2;
+  __m512i total[Rows][Tokens];
+  for (auto& row : total)
+    for (auto& value : row) value = _mm512_setzero_si512();
+  for (std::size_t block = 0; block < columns / (2 * kBlockBytes); ++block) {
+    for (std::size_t r = 0; r < Rows; ++r) {
+      const std::uint8_t* address = weights + r * row_bytes + block * kBlockBytes;
+      _mm_prefetch(reinterpret_cast<const char*>(address + kPrefetch), _MM_HINT_T0);
+      const __m512i packed =
+          _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(address)));
+      const __m512i codes = _mm512_and_si512(_mm512_srlv_epi64(packed, shifts), fifteen);
+      for (std::size_t t = 0; t < Tokens; ++t)
+        total[r][t] = _mm512_dpbusd_epi32(total[r][t], codes,
+                                          _mm512_loadu_si512(x + t * columns + block * 2 * kBlockBytes));
+    }
+  }
+  for (std::size_t r = 0; r < Rows; ++r)
+    for (std::size_t t = 0; t < Tokens; ++t)
+      y[t * y_stride + r] = _mm512_reduce_add_epi32(total[r][t]) - 8 * x_sums[t];
+}
+
+void nibble_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
+                 const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y, std::size_t y_stride) {
+  for (std::size_t n = 0; n < rows; n += 2) {
+    const std::uint8_t* row = weights + n * (columns / 2);
+    const bool pair = n + 2 <= rows;
+    std::size_t t = 0;
+    for (; t + 4 <= tokens; t += 4)
+      (pair ? nibble_tile<2, 4> : nibble_tile<1, 4>)(row, columns, x + t * columns, x_sums + t,
+                                                     y + t * y_stride + n, y_stride);
+    for (; t < tokens; ++t)
+      (pair ? nibble_tile<2, 1> : nibble_tile<1, 1>)(row, columns, x + t * columns, x_sums + t,
+                                                     y + t * y_stride + n, y_stride);
+  }
+}
+
+constexpr Kernels avx512_vnni_table = with_float_kernels({"avx512_vnni", ternary_gemm, nibble_gemm});
 
 }  // namespace
 

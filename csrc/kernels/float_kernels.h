@@ -221,13 +221,15 @@ void to_f16(const float* x, std::size_t n, std::uint16_t* y) {
 // included.
 struct IntegerKernels {
   const char* name;
-  decltype(Kernels::ternary_gemm) gemm;
+  decltype(Kernels::ternary_gemm) ternary_gemm;
+  decltype(Kernels::nibble_gemm) nibble_gemm;
 };
 
 constexpr Kernels with_float_kernels(IntegerKernels own) {
   Kernels table{};
   table.name = own.name;
-  table.ternary_gemm = own.gemm;
+  table.ternary_gemm = own.ternary_gemm;
+  table.nibble_gemm = own.nibble_gemm;
   table.quantize = quantize;
   table.rms_norm = rms_norm;
   table.dequantize = dequantize;

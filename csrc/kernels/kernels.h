@@ -34,6 +34,13 @@ struct Kernels {
                        const std::int8_t* x, const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y,
                        std::size_t y_stride);
 
+  // The same with 4-bit codes 0..15 of value code - 8: y[t][n] = sum over k of (code[n][k] - 8) * x[t][k].
+  //   weights  rows x columns/2 bytes; of each 64 weights, byte j holds weight j in its low and weight
+  //            32+j in its high half. |y| <= 8 * 128 * columns < 2^31 for columns < 2^21
+  void (*nibble_gemm)(const std::uint8_t* weights, std::size_t rows, std::size_t columns,
+                      const std::int8_t* x, const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y,
+                      std::size_t y_stride);
+
   // scale = 127 / max(max|x|, 1e-5); codes = clamp(round_half_even(x * scale), -128, 127); codes[n..padded)
   // = 0; sum = sum of codes. An input that is not finite gives scale NaN and zero codes, so the NaN
   // reaches the logits instead of turning into plausible integers.

@@ -90,7 +90,7 @@ f32x16 max(f32x16 a, f32x16 b) {
 
 #include "float_kernels.h"
 
-// Sixteen products of a code (0..2) and an int8, added to four int32. A product is at most 256 in
+// Sixteen products of a code (0..15) and an int8, added to four int32. A product is at most 1920 in
 // magnitude and only pairs are summed in int16.
 int32x4_t accumulate(int32x4_t total, uint8x16_t codes, const std::int8_t* x) {
   const int8x16_t w = vreinterpretq_s8_u8(codes), v = vld1q_s8(x);
@@ -122,7 +122,27 @@ void ternary_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t col
       y[t * y_stride + n] = row_dot(weights + n * (columns / 4), x + t * columns, columns) - x_sums[t];
 }
 
-constexpr Kernels neon_table = with_float_kernels({"neon", ternary_gemm});
+std::int32_t nibble_row_dot(const std::uint8_t* row, const std::int8_t* x, std::size_t columns) {
+  int32x4_t total[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
+  for (std::size_t k = 0; k < columns; k += 2 * kBlockBytes, row += kBlockBytes, x += 2 * kBlockBytes) {
+    for (std::size_t half = 0; half < 2; ++half) {
+      const uint8x16_t packed = vld1q_u8(row + 16 * half);
+      total[half] = accumulate(total[half], vandq_u8(packed, vdupq_n_u8(15)), x + 16 * half);
+      total[half] = accumulate(total[half], vshrq_n_u8(packed, 4), x + 32 + 16 * half);
+    }
+  }
+  return vaddvq_s32(vaddq_s32(total[0], total[1]));
+}
+
+void nibble_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
+                 const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y, std::size_t y_stride) {
+  for (std::size_t n = 0; n < rows; ++n)
+    for (std::size_t t = 0; t < tokens; ++t)
+      y[t * y_stride + n] =
+          nibble_row_dot(weights + n * (columns / 2), x + t * columns, columns) - 8 * x_sums[t];
+}
+
+constexpr Kernels neon_table = with_float_kernels({"neon", ternary_gemm, nibble_gemm});
 
 }  // namespace
 

@@ -145,7 +145,22 @@ void ternary_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t col
   }
 }
 
-constexpr Kernels scalar_table = with_float_kernels({"scalar", ternary_gemm});
+void nibble_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
+                 const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y, std::size_t y_stride) {
+  for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::size_t n = 0; n < rows; ++n) {
+      const std::uint8_t* row = weights + n * (columns / 2);
+      const std::int8_t* token = x + t * columns;
+      std::int32_t sum = 0;
+      for (std::size_t k = 0; k < columns; k += 2 * kBlockBytes, row += kBlockBytes, token += 2 * kBlockBytes)
+        for (std::size_t j = 0; j < kBlockBytes; ++j)
+          sum += (row[j] & 15) * token[j] + (row[j] >> 4) * token[kBlockBytes + j];
+      y[t * y_stride + n] = sum - 8 * x_sums[t];
+    }
+  }
+}
+
+constexpr Kernels scalar_table = with_float_kernels({"scalar", ternary_gemm, nibble_gemm});
 
 }  // namespace
 

@@ -1,4 +1,5 @@
 // Every kernel against the scalar one on this very machine: what `bitnet doctor` and the tests run.
+#include <algorithm>
 #include <cstring>
 #include <random>
 #include <string>
@@ -16,7 +17,8 @@ class SelfTest {
   explicit SelfTest(const Kernels& candidate) : candidate_(candidate) {}
 
   std::vector<SelfTestResult> run() {
-    ternary_gemm();
+    gemm("ternary_gemm", &Kernels::ternary_gemm, 4, 3);
+    gemm("nibble_gemm", &Kernels::nibble_gemm, 2, 16);
     quantize();
     rms_norm();
     dequantize();
@@ -53,32 +55,38 @@ class SelfTest {
     detail_.clear();
   }
 
-  void ternary_gemm() {
+  using Gemm = decltype(Kernels::ternary_gemm);
+
+  // `codes_a_byte` codes below `levels` a byte, against the extremes too: where narrow sums overflow first.
+  void gemm(const char* name, Gemm Kernels::* kernel, unsigned codes_a_byte, unsigned levels) {
+    const unsigned bits = 8 / codes_a_byte;
+    const auto byte_of = [&](auto code) {
+      unsigned byte = 0;
+      for (unsigned i = 0; i < codes_a_byte; ++i) byte |= code() << (bits * i);
+      return static_cast<std::uint8_t>(byte);
+    };
     // 896 = 7 blocks and 1024 = 8: on both sides of the point where int16 sums are folded.
     for (std::size_t columns : {128, 384, 896, 1024, 2048}) {
       for (std::size_t tokens : {1, 2, 3, 4, 5, 9}) {
-        const std::size_t rows = 11, stride = 13;
-        std::vector<std::uint8_t> weights(rows * columns / 4);
-        for (auto& byte : weights)
-          byte = static_cast<std::uint8_t>((random_() % 3) | (random_() % 3) << 2 | (random_() % 3) << 4 |
-                                           (random_() % 3) << 6);
+        const std::size_t rows = 11, stride = 13, row_bytes = columns / codes_a_byte;
+        std::vector<std::uint8_t> weights(rows * row_bytes);
+        for (auto& byte : weights) byte = byte_of([&] { return static_cast<unsigned>(random_() % levels); });
         std::vector<std::int8_t> x(tokens * columns);
         for (auto& value : x) value = static_cast<std::int8_t>(random_() % 256 - 128);
-        // The extremes: all codes 2 against all -128, where an int16 sum would overflow first.
-        std::fill(weights.begin(), weights.begin() + static_cast<std::ptrdiff_t>(columns / 4), 0xaa);
-        std::fill(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(columns), -128);
+        std::fill_n(weights.begin(), row_bytes, byte_of([&] { return levels - 1; }));
+        std::fill_n(x.begin(), columns, std::int8_t{-128});
         std::vector<std::int32_t> sums(tokens, 0);
         for (std::size_t t = 0; t < tokens; ++t)
           for (std::size_t k = 0; k < columns; ++k) sums[t] += x[t * columns + k];
         std::vector<std::int32_t> expected(tokens * stride, -7), found(tokens * stride, -7);
-        scalar_kernels.ternary_gemm(weights.data(), rows, columns, x.data(), sums.data(), tokens,
-                                    expected.data(), stride);
-        candidate_.ternary_gemm(weights.data(), rows, columns, x.data(), sums.data(), tokens, found.data(),
-                                stride);
+        (scalar_kernels.*kernel)(weights.data(), rows, columns, x.data(), sums.data(), tokens,
+                                 expected.data(), stride);
+        (candidate_.*kernel)(weights.data(), rows, columns, x.data(), sums.data(), tokens, found.data(),
+                             stride);
         compare(std::to_string(columns) + " columns, " + std::to_string(tokens) + " tokens", expected, found);
       }
     }
-    finish("ternary_gemm");
+    finish(name);
   }
 
   void quantize() {

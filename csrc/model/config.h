@@ -7,6 +7,7 @@ namespace bitnet {
 
 enum class Activation { relu2, silu };
 enum class CacheType { float16, float32 };
+enum class HeadType { full, shortlist };
 
 struct Config {
   std::size_t vocab_size;
@@ -20,6 +21,7 @@ struct Config {
   float rms_norm_eps;
   Activation activation;
   CacheType cache_type;
+  HeadType head_type;
 
   std::size_t query_size() const { return heads * head_dim; }
   std::size_t key_value_size() const { return kv_heads * head_dim; }

@@ -6,7 +6,6 @@
 #include <utility>
 
 #include "feed_forward.h"
-#include "head.h"
 
 namespace bitnet {
 namespace {
@@ -18,7 +17,10 @@ constexpr std::size_t kChunkRows = 512;
 }  // namespace
 
 Transformer::Transformer(const Config& config, Weights weights, std::size_t threads, const Kernels& kernels)
-    : config_(config), kernels_(kernels), weights_(std::move(weights)), pool_(threads) {}
+    : config_(config), kernels_(kernels), weights_(std::move(weights)), pool_(threads) {
+  if (config.head_type == HeadType::shortlist)
+    shortlist_ = std::make_unique<Shortlist>(config_, weights_.head, pool_);
+}
 
 void Transformer::check(const std::vector<Sequence>& batch) const {
   std::vector<const KvCache*> seen;
@@ -56,13 +58,14 @@ void Transformer::forward(const std::vector<Sequence>& batch, bool all_logits, f
   for (std::size_t first = 0; first < rows.size(); first += kChunkRows) {
     const auto from = static_cast<std::ptrdiff_t>(first);
     const auto to = static_cast<std::ptrdiff_t>(std::min(first + kChunkRows, rows.size()));
-    run_chunk({rows.begin() + from, rows.begin() + to}, {outputs.begin() + from, outputs.begin() + to});
+    run_chunk({rows.begin() + from, rows.begin() + to}, {outputs.begin() + from, outputs.begin() + to},
+              all_logits);
   }
   for (const Sequence& sequence : batch)
     sequence.cache->set_length(sequence.cache->length() + sequence.count);
 }
 
-void Transformer::run_chunk(const std::vector<Row>& rows, const std::vector<float*>& outputs) {
+void Transformer::run_chunk(const std::vector<Row>& rows, const std::vector<float*>& outputs, bool exact) {
   const std::size_t width = config_.hidden_size;
   workspace_.reserve(config_, rows.size(), pool_.threads());
   float* hidden = hidden_.reserve(rows.size() * width);
@@ -84,7 +87,11 @@ void Transformer::run_chunk(const std::vector<Row>& rows, const std::vector<floa
                       hidden + count * width);
     ++count;
   }
-  if (count > 0) run_head(config_, kernels_, pool_, weights_.head, hidden, count, logits);
+  if (count == 0) return;
+  if (shortlist_ != nullptr && !exact)
+    shortlist_->run(kernels_, pool_, weights_.head, hidden, count, logits);
+  else
+    run_full_head(config_, kernels_, pool_, weights_.head, hidden, count, logits);
 }
 
 }  // namespace bitnet

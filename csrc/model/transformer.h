@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "attention.h"
+#include "head.h"
 
 namespace bitnet {
 
@@ -26,14 +27,15 @@ class Transformer {
   std::size_t threads() const { return pool_.threads(); }
 
   // Appends every sequence's ids to its cache. logits is float32, [sum of counts][vocab_size] with
-  // all_logits and [sequences][vocab_size] (the last token's) without.
+  // all_logits and [sequences][vocab_size] (the last token's) without. With all_logits they are exact; a
+  // model with a shortlist computes the last token's as head.h says.
   // Throws std::invalid_argument for an id out of range, an empty sequence, a full, foreign or repeated
   // cache; nothing is appended then.
   void forward(const std::vector<Sequence>& batch, bool all_logits, float* logits);
 
  private:
   void check(const std::vector<Sequence>& batch) const;
-  void run_chunk(const std::vector<Row>& rows, const std::vector<float*>& outputs);
+  void run_chunk(const std::vector<Row>& rows, const std::vector<float*>& outputs, bool exact);
 
   Config config_;
   const Kernels& kernels_;
@@ -41,6 +43,7 @@ class Transformer {
   ThreadPool pool_;
   Workspace workspace_;
   Buffer<float> hidden_;
+  std::unique_ptr<Shortlist> shortlist_;  // null where the full head always runs
   std::mutex mutex_;
 };
 

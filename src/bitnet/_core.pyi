@@ -18,6 +18,7 @@ class Engine:
         shape: dict[str, int | float],
         hidden_act: str,
         kv_dtype: str,
+        head_type: str,
         embedding: NDArray[np.uint16] | NDArray[np.float32],
         head: NDArray[np.uint16] | NDArray[np.float32],
         final_norm: NDArray[np.float32],

@@ -84,6 +84,7 @@ class CpuModel:
         tokenizer: Tokenizer | None,
         threads: int | None = None,
         kv_dtype: Literal["float16", "float32"] = "float16",
+        head: Literal["auto", "full", "shortlist"] = "auto",
         isa: str | None = None,
     ) -> CpuModel:
         """Hand the checkpoint's arrays to the engine.
@@ -91,21 +92,26 @@ class CpuModel:
         Args:
             threads: None takes BITNET_THREADS, and the number of physical cores where it is unset.
             kv_dtype: type of the cached keys and values; float16 halves the memory and rounds them.
+            head: "full" computes every logit exactly. "shortlist" does so with `all_logits`, and for the last
+                token computes the 64 largest exactly (so the greedy token and the top-k set up to 64 are the
+                full head's) and the others from 4-bit weights. "auto" takes it where the head has more than
+                2^24 weights: below that there is nothing to gain.
             isa: an instruction set by name; None takes BITNET_ISA, and the best one where it is unset.
         Raises:
-            InputError: an unknown instruction set, kv_dtype or number of threads.
+            InputError: an unknown instruction set, kv_dtype or head, or an impossible number of threads.
         """
         config = checkpoint.config
         cos, sin = rope_tables(config)
         embedding = _table(checkpoint.tensor("model.embed_tokens.weight"))
-        head = embedding if config.tie_word_embeddings else _table(checkpoint.tensor("lm_head.weight"))
+        output = embedding if config.tie_word_embeddings else _table(checkpoint.tensor("lm_head.weight"))
         try:
             engine = _core.Engine(
                 shape=_shape(config),
                 hidden_act=config.hidden_act,
                 kv_dtype=kv_dtype,
+                head_type=_head_type(head, config),
                 embedding=embedding,
-                head=head,
+                head=output,
                 final_norm=checkpoint.tensor("model.norm.weight").float32(),
                 rope_cos=cos,
                 rope_sin=sin,
@@ -214,6 +220,12 @@ def _ids(ids: Sequence[int], vocab_size: int) -> NDArray[np.int32]:
     if outside.size:
         raise InputError(f"token id {outside[0]} is outside 0..{vocab_size - 1} (vocab_size)")
     return array.astype(np.int32)
+
+
+def _head_type(head: str, config: ModelConfig) -> str:
+    if head != "auto":
+        return head
+    return "shortlist" if config.vocab_size * config.hidden_size > 1 << 24 else "full"
 
 
 def _thread_count(threads: int | None) -> int:

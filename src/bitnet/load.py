@@ -21,6 +21,7 @@ def load_model(
     threads: int | None = None,
     *,
     kv_dtype: Literal["float16", "float32"] = "float16",
+    head: Literal["auto", "full", "shortlist"] = "auto",
     isa: str | None = None,
 ) -> Model:
     """Load a model that can generate.
@@ -31,6 +32,7 @@ def load_model(
         engine: "cpu" (C++, fast) or "torch" (the readable reference; needs the `torch` extra).
         threads: None lets the engine decide: BITNET_THREADS, else the physical cores.
         kv_dtype: what the cpu engine keeps keys and values in.
+        head: whether the cpu engine may take unlikely logits from 4-bit weights; see CpuModel.from_checkpoint.
         isa: forces one of the cpu engine's instruction sets, as BITNET_ISA does.
     Raises:
         FormatError, ConfigError, UnsupportedError: the checkpoint is damaged, contradicts itself, or needs
@@ -42,8 +44,8 @@ def load_model(
         raise InputError(f"engine is {engine!r}; known are 'cpu' and 'torch'")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; it must be at least 1")
-    if engine != "cpu" and (isa is not None or kv_dtype != "float16"):
-        raise InputError("isa and kv_dtype are options of the 'cpu' engine; leave them out")
+    if engine != "cpu" and (isa is not None or kv_dtype != "float16" or head != "auto"):
+        raise InputError("isa, kv_dtype and head are options of the 'cpu' engine; leave them out")
     checkpoint = read_checkpoint(embedded_model() if path_or_id is None else path_or_id)
     tokenizer = load_tokenizer(checkpoint)
     match engine:
@@ -51,7 +53,7 @@ def load_model(
             from bitnet.cpu_model import CpuModel
 
             return CpuModel.from_checkpoint(
-                checkpoint, tokenizer, threads=threads, kv_dtype=kv_dtype, isa=isa
+                checkpoint, tokenizer, threads=threads, kv_dtype=kv_dtype, head=head, isa=isa
             )
         case "torch":
             from bitnet.torch_model import TorchModel

@@ -46,7 +46,8 @@ int main(int argc, char** argv) {
                               size(7),
                               read<float>(1)[0],
                               bitnet::Activation::relu2,
-                              bitnet::CacheType::float32};
+                              bitnet::CacheType::float32,
+                              bitnet::HeadType::full};
   const std::size_t hidden = config.hidden_size, ffn = config.intermediate_size, count = size(8);
   bitnet::ThreadPool pool(threads);
   bitnet::Weights weights;
