@@ -16,6 +16,14 @@ def synthesize(
         Literal["offline", "online"],
         typer.Option(help="offline: packed 2-bit weights; online: bf16 masters (4 times the size)."),
     ] = "offline",
+    dead_neurons: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of feed-forward neurons that relu² silences, 0 to 1, such as 0.75 "
+            "(default: a half, as random weights have it).",
+        ),
+    ] = None,
 ) -> None:
     """Write a random checkpoint of a preset's exact layout.
 
@@ -34,7 +42,12 @@ def synthesize(
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"writing {out}", total=None)
         write_random(
-            config, out, seed, mode, lambda done, total: progress.update(task, completed=done, total=total)
+            config,
+            out,
+            seed,
+            mode,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            dead_neurons=dead_neurons,
         )
     written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     print(f"{out}: {written:,} bytes of weights, {count_parameters(config):,} parameters")

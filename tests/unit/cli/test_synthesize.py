@@ -22,6 +22,16 @@ def test_seed_decides_the_bytes(bitnet, tmp_path):
     assert first != third
 
 
+def test_dead_neurons(bitnet, tmp_path):
+    for name, extra in (("half", ()), ("more", ("--dead-neurons", 0.75))):
+        assert bitnet("synthesize", "--preset", "stories", "--out", tmp_path / name, *extra).code == 0
+    half, more = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("half", "more"))
+    assert len(half) == len(more)
+    assert half != more
+    refused = bitnet("synthesize", "--preset", "stories", "--out", tmp_path / "x", "--dead-neurons", 1.5)
+    assert "0 and 1" in refused.refusal
+
+
 def test_refuses(bitnet, tmp_path, ids_model):
     assert "2b4t, stories" in bitnet("synthesize", "--preset", "7b", "--out", tmp_path / "x").refusal
     before = (ids_model / "model.safetensors").read_bytes()

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from bitnet.config import preset
 from bitnet.errors import InputError
@@ -10,6 +11,7 @@ from bitnet.formats.checkpoint import read_checkpoint
 from bitnet.formats.safetensors import encode_header, file_order
 from bitnet.formats.synthesize import synthesize
 from bitnet.formats.tensor_names import expected_tensors, projections
+from bitnet.load import load_model
 from bitnet.quantize.packing import count_codes
 
 
@@ -27,6 +29,12 @@ def shape():
         bos_token_id=3,
         eos_token_id=(1, 2),
     )
+
+
+@pytest.fixture(scope="module")
+def wide(shape):
+    """Wide enough for shares to be near their expectation."""
+    return replace(shape, hidden_size=256, intermediate_size=512, num_hidden_layers=4, num_attention_heads=8)
 
 
 @pytest.mark.parametrize(("mode", "size"), [("offline", 1_178_623_988), ("online", 4_825_679_400)])
@@ -101,3 +109,49 @@ def test_an_existing_folder_is_kept(shape, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="exists already"):
         synthesize(shape, tmp_path)
+
+
+def dead_shares(folder):
+    """The share of gate outputs <= 0 in each layer over 48 random tokens, seen by the reference engine."""
+    model = load_model(folder, "torch")
+    network = next(part for part in vars(model).values() if isinstance(part, torch.nn.Module))
+    shares = []
+    for name, module in network.named_modules():
+        if name.endswith("gate_proj"):
+            module.register_forward_hook(lambda _, __, gate: shares.append((gate <= 0).float().mean().item()))
+    ids = np.random.default_rng(0).integers(model.config.vocab_size, size=48)
+    model.forward([(model.new_cache(48), ids.tolist())])
+    return shares
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+@pytest.mark.parametrize("share", [0.3, 0.75, 0.9])
+def test_dead_neurons_in_every_layer(wide, tmp_path, mode, share):
+    synthesize(wide, tmp_path / "model", mode=mode, dead_neurons=share)
+    shares = dead_shares(tmp_path / "model")
+    assert len(shares) == wide.num_hidden_layers
+    np.testing.assert_allclose(shares, share, atol=0.035)
+
+
+def test_half_are_dead_unasked(wide, tmp_path):
+    synthesize(wide, tmp_path / "model")
+    np.testing.assert_allclose(dead_shares(tmp_path / "model"), 0.5, atol=0.035)
+
+
+def test_dead_neurons_keep_the_density(wide, tmp_path):
+    synthesize(wide, tmp_path / "model", dead_neurons=0.75)
+    counts = count_codes(read_checkpoint(tmp_path / "model").linear("model.layers.1.mlp.gate_proj").packed)
+    assert counts[1] / sum(counts) == pytest.approx(1 / 3, abs=0.01)
+    assert counts[3] == 0
+
+
+@pytest.mark.parametrize("share", [0, 1, -0.5, float("nan"), 1 - 1e-12])
+def test_impossible_shares(wide, tmp_path, share):
+    with pytest.raises(InputError, match="dead neurons"):
+        synthesize(replace(wide, hidden_size=64), tmp_path / "model", dead_neurons=share)
+    assert not (tmp_path / "model").exists()
+
+
+def test_silu_kills_no_neuron(wide, tmp_path):
+    with pytest.raises(InputError, match="relu2"):
+        synthesize(replace(wide, hidden_act="silu"), tmp_path / "model", dead_neurons=0.75)
