@@ -90,17 +90,22 @@ bitnet::Layer read_layer(const bitnet::Config& config, const nb::dict& from, bit
   const auto linear = [&](const char* name, std::size_t rows, std::size_t columns) {
     return read_linear(from[name], rows, columns, name, pool);
   };
-  return {vector("input_norm", hidden),
-          vector("attention_sub_norm", query),
-          vector("post_attention_norm", hidden),
-          vector("feed_forward_sub_norm", ffn),
-          linear("query", query, hidden),
-          linear("key", key_value, hidden),
-          linear("value", key_value, hidden),
-          linear("output", hidden, query),
-          linear("gate", ffn, hidden),
-          linear("up", ffn, hidden),
-          linear("down", hidden, ffn)};
+  bitnet::Layer layer{vector("input_norm", hidden),
+                      vector("attention_sub_norm", query),
+                      vector("post_attention_norm", hidden),
+                      vector("feed_forward_sub_norm", ffn),
+                      linear("query", query, hidden),
+                      linear("key", key_value, hidden),
+                      linear("value", key_value, hidden),
+                      linear("output", hidden, query),
+                      linear("gate", ffn, hidden),
+                      linear("up", ffn, hidden),
+                      linear("down", hidden, ffn)};
+  if (config.activation == bitnet::Activation::relu2) {
+    const nb::tuple down = nb::cast<nb::tuple>(from["down"]);
+    layer.down.add_columns(nb::cast<U8Matrix>(down[0]).data(), pool);
+  }
+  return layer;
 }
 
 std::string check_choice(const std::string& value, const char* first, const char* second, const char* name) {
@@ -173,6 +178,23 @@ class Engine {
       transformer_->forward(sequences, all_logits, logits.get());
     }
     return new_array(std::move(logits), {rows, vocab});
+  }
+
+  // Seconds by part since the model was loaded.
+  std::vector<std::pair<std::string, double>> profile() const {
+    std::vector<std::pair<std::string, double>> parts;
+    for (std::size_t i = 0; i < bitnet::kParts; ++i)
+      parts.emplace_back(bitnet::kPartNames[i], transformer_->profile().seconds()[i]);
+    return parts;
+  }
+
+  // Mean shares of live rows of up and live columns of down over single tokens; none before the first.
+  std::optional<std::pair<double, double>> live_shares() const {
+    const bitnet::LiveShares& shares = transformer_->live_shares();
+    if (shares.tokens == 0) return std::nullopt;
+    const double all = static_cast<double>(shares.tokens * transformer_->config().intermediate_size);
+    return std::make_pair(static_cast<double>(shares.up_rows) / all,
+                          static_cast<double>(shares.down_columns) / all);
   }
 
   std::string isa() const { return transformer_->kernels().name; }
@@ -264,6 +286,8 @@ NB_MODULE(_core, m) {
            "final_norm"_a, "rope_cos"_a, "rope_sin"_a, "layers"_a, "threads"_a, "isa"_a)
       .def("new_cache", &Engine::new_cache, "max_tokens"_a)
       .def("forward", &Engine::forward, "batch"_a, "all_logits"_a)
+      .def("profile", &Engine::profile)
+      .def("live_shares", &Engine::live_shares)
       .def_prop_ro("isa", &Engine::isa)
       .def_prop_ro("threads", &Engine::threads);
   m.def("isa_names", [] { return names(bitnet::compiled_kernels()); });

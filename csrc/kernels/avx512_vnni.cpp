@@ -184,7 +184,56 @@ void nibble_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t colu
   }
 }
 
-constexpr Kernels avx512_vnni_table = with_float_kernels({"avx512_vnni", ternary_gemm, nibble_gemm});
+void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,
+                  std::size_t columns, const std::int8_t* x, std::int32_t x_sum, std::int32_t* y) {
+  for (std::size_t i = 0; i < count; ++i)
+    tile<1, 1>(weights + rows[i] * (columns / 4), columns, x, &x_sum, y + i, 1);
+}
+
+// The bytes of four columns are interleaved, so that vpdpbusd adds their four products row by row; the sums
+// of the 256 rows stay in sixteen registers over all columns.
+void ternary_columns(const std::uint8_t* chunk, const std::uint32_t* columns, const std::int8_t* x,
+                     std::size_t count, std::int32_t x_sum, std::int32_t* y) {
+  constexpr std::size_t kAhead = 16;  // columns: about the latency of memory
+  const __m512i three = _mm512_set1_epi8(3);
+  __m512i sums[4][4];  // [field][quarter]: lane 4l + i is the row of byte 16l + 4 quarter + i
+  for (auto& field : sums)
+    for (auto& sum : field) sum = _mm512_set1_epi32(-x_sum);
+  for (std::size_t i = 0; i < count; i += kColumnGroup) {
+    const auto load = [&](std::size_t column) {
+      return _mm512_loadu_si512(chunk + columns[column] * kChunkBytes);
+    };
+    if (i + kAhead + kColumnGroup <= count)
+      for (std::size_t next = i + kAhead; next < i + kAhead + kColumnGroup; ++next)
+        _mm_prefetch(reinterpret_cast<const char*>(chunk + columns[next] * kChunkBytes), _MM_HINT_T0);
+    std::int32_t four;
+    std::memcpy(&four, x + i, sizeof(four));
+    const __m512i values = _mm512_set1_epi32(four);
+    const __m512i a = load(i), b = load(i + 1), c = load(i + 2), d = load(i + 3);
+    const __m512i ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
+    const __m512i cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
+    __m512i quarters[4] = {_mm512_unpacklo_epi16(ab_low, cd_low), _mm512_unpackhi_epi16(ab_low, cd_low),
+                           _mm512_unpacklo_epi16(ab_high, cd_high), _mm512_unpackhi_epi16(ab_high, cd_high)};
+    for (int field = 0; field < 4; ++field) {
+      for (int quarter = 0; quarter < 4; ++quarter) {
+        const __m512i codes = _mm512_and_si512(quarters[quarter], three);
+        sums[field][quarter] = _mm512_dpbusd_epi32(sums[field][quarter], codes, values);
+        quarters[quarter] = _mm512_srli_epi16(quarters[quarter], 2);
+      }
+    }
+  }
+  for (std::size_t field = 0; field < 4; ++field) {
+    for (std::size_t quarter = 0; quarter < 4; ++quarter) {
+      alignas(64) std::int32_t lanes[16];
+      _mm512_store_si512(lanes, sums[field][quarter]);
+      for (std::size_t l = 0; l < 4; ++l)
+        std::memcpy(y + field * kChunkBytes + 16 * l + 4 * quarter, lanes + 4 * l, 4 * sizeof(std::int32_t));
+    }
+  }
+}
+
+constexpr Kernels avx512_vnni_table =
+    with_float_kernels({"avx512_vnni", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm});
 
 }  // namespace
 

@@ -222,6 +222,8 @@ void to_f16(const float* x, std::size_t n, std::uint16_t* y) {
 struct IntegerKernels {
   const char* name;
   decltype(Kernels::ternary_gemm) ternary_gemm;
+  decltype(Kernels::ternary_rows) ternary_rows;
+  decltype(Kernels::ternary_columns) ternary_columns;
   decltype(Kernels::nibble_gemm) nibble_gemm;
 };
 
@@ -229,6 +231,8 @@ constexpr Kernels with_float_kernels(IntegerKernels own) {
   Kernels table{};
   table.name = own.name;
   table.ternary_gemm = own.ternary_gemm;
+  table.ternary_rows = own.ternary_rows;
+  table.ternary_columns = own.ternary_columns;
   table.nibble_gemm = own.nibble_gemm;
   table.quantize = quantize;
   table.rms_norm = rms_norm;

@@ -18,6 +18,12 @@ namespace bitnet {
 constexpr std::size_t kBlockWeights = 128;
 constexpr std::size_t kBlockBytes = 32;
 
+// Matrices read by column come in chunks of 256 rows, so that a column is one cache line and its sums fit in
+// registers.
+constexpr std::size_t kChunkRows = 256;
+constexpr std::size_t kChunkBytes = kChunkRows / 4;
+constexpr std::size_t kColumnGroup = 4;
+
 constexpr std::size_t padded_columns(std::size_t columns) {
   return (columns + kBlockWeights - 1) / kBlockWeights * kBlockWeights;
 }
@@ -33,6 +39,17 @@ struct Kernels {
   void (*ternary_gemm)(const std::uint8_t* weights, std::size_t rows, std::size_t columns,
                        const std::int8_t* x, const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y,
                        std::size_t y_stride);
+
+  // The same for one token and the `count` rows listed: y[i] = sum over k of value[rows[i]][k] * x[k].
+  void (*ternary_rows)(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,
+                       std::size_t columns, const std::int8_t* x, std::int32_t x_sum, std::int32_t* y);
+
+  // The same for 256 rows stored by column, from the `count` columns listed (a multiple of kColumnGroup):
+  // y[n] = sum over i of value[n][columns[i]] * x[i].
+  //   chunk  [columns][64 bytes]: byte j of a column holds rows j, 64+j, 128+j, 192+j, low bits first
+  //   x_sum  sum of x;  y  int32 [256]
+  void (*ternary_columns)(const std::uint8_t* chunk, const std::uint32_t* columns, const std::int8_t* x,
+                          std::size_t count, std::int32_t x_sum, std::int32_t* y);
 
   // The same with 4-bit codes 0..15 of value code - 8: y[t][n] = sum over k of (code[n][k] - 8) * x[t][k].
   //   weights  rows x columns/2 bytes; of each 64 weights, byte j holds weight j in its low and weight

@@ -142,7 +142,43 @@ void nibble_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t colu
           nibble_row_dot(weights + n * (columns / 2), x + t * columns, columns) - 8 * x_sums[t];
 }
 
-constexpr Kernels neon_table = with_float_kernels({"neon", ternary_gemm, nibble_gemm});
+void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,
+                  std::size_t columns, const std::int8_t* x, std::int32_t x_sum, std::int32_t* y) {
+  for (std::size_t i = 0; i < count; ++i)
+    y[i] = row_dot(weights + rows[i] * (columns / 4), x, columns) - x_sum;
+}
+
+// Sixteen bytes of each column at a time: 64 rows, whose sums stay in registers over all columns.
+void ternary_columns(const std::uint8_t* chunk, const std::uint32_t* columns, const std::int8_t* x,
+                     std::size_t count, std::int32_t x_sum, std::int32_t* y) {
+  const uint8x16_t three = vdupq_n_u8(3);
+  for (std::size_t part = 0; part < kChunkBytes; part += 16) {
+    int32x4_t sums[4][4];
+    for (auto& field : sums)
+      for (auto& sum : field) sum = vdupq_n_s32(-x_sum);
+    for (std::size_t i = 0; i < count; ++i) {
+      const uint8x16_t packed = vld1q_u8(chunk + columns[i] * kChunkBytes + part);
+      const int8x8_t value = vdup_n_s8(x[i]);
+      const uint8x16_t fields[4] = {vandq_u8(packed, three), vandq_u8(vshrq_n_u8(packed, 2), three),
+                                    vandq_u8(vshrq_n_u8(packed, 4), three), vshrq_n_u8(packed, 6)};
+      for (int field = 0; field < 4; ++field) {
+        const int8x16_t codes = vreinterpretq_s8_u8(fields[field]);
+        const int16x8_t low = vmull_s8(vget_low_s8(codes), value),
+                        high = vmull_s8(vget_high_s8(codes), value);
+        sums[field][0] = vaddw_s16(sums[field][0], vget_low_s16(low));
+        sums[field][1] = vaddw_s16(sums[field][1], vget_high_s16(low));
+        sums[field][2] = vaddw_s16(sums[field][2], vget_low_s16(high));
+        sums[field][3] = vaddw_s16(sums[field][3], vget_high_s16(high));
+      }
+    }
+    for (std::size_t field = 0; field < 4; ++field)
+      for (std::size_t quarter = 0; quarter < 4; ++quarter)
+        vst1q_s32(y + field * kChunkBytes + part + 4 * quarter, sums[field][quarter]);
+  }
+}
+
+constexpr Kernels neon_table =
+    with_float_kernels({"neon", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm});
 
 }  // namespace
 

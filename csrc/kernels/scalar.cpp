@@ -160,7 +160,24 @@ void nibble_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t colu
   }
 }
 
-constexpr Kernels scalar_table = with_float_kernels({"scalar", ternary_gemm, nibble_gemm});
+void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,
+                  std::size_t columns, const std::int8_t* x, std::int32_t x_sum, std::int32_t* y) {
+  for (std::size_t i = 0; i < count; ++i)
+    ternary_gemm(weights + rows[i] * (columns / 4), 1, columns, x, &x_sum, 1, y + i, 1);
+}
+
+void ternary_columns(const std::uint8_t* chunk, const std::uint32_t* columns, const std::int8_t* x,
+                     std::size_t count, std::int32_t x_sum, std::int32_t* y) {
+  for (std::size_t n = 0; n < kChunkRows; ++n) y[n] = -x_sum;
+  for (std::size_t i = 0; i < count; ++i) {
+    const std::uint8_t* column = chunk + columns[i] * kChunkBytes;
+    for (std::size_t n = 0; n < kChunkRows; ++n)
+      y[n] += ((column[n % kChunkBytes] >> (n / kChunkBytes * 2)) & 3) * x[i];
+  }
+}
+
+constexpr Kernels scalar_table =
+    with_float_kernels({"scalar", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm});
 
 }  // namespace
 

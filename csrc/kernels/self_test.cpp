@@ -19,6 +19,7 @@ class SelfTest {
   std::vector<SelfTestResult> run() {
     gemm("ternary_gemm", &Kernels::ternary_gemm, 4, 3);
     gemm("nibble_gemm", &Kernels::nibble_gemm, 2, 16);
+    rows_and_columns();
     quantize();
     rms_norm();
     dequantize();
@@ -87,6 +88,40 @@ class SelfTest {
       }
     }
     finish(name);
+  }
+
+  void rows_and_columns() {
+    for (std::size_t columns : {128, 1024}) {
+      std::vector<std::uint8_t> weights(40 * columns / 4), chunk(columns * kChunkBytes);
+      for (auto* bytes : {&weights, &chunk})
+        for (auto& byte : *bytes)
+          byte = static_cast<std::uint8_t>(random_() % 3 | random_() % 3 << 2 | random_() % 3 << 4 |
+                                           random_() % 3 << 6);
+      std::vector<std::int8_t> x(columns);
+      for (auto& value : x) value = static_cast<std::int8_t>(random_() % 256 - 128);
+      std::vector<std::uint32_t> rows{39, 0, 7, 8, 20};
+      std::vector<std::int32_t> expected(rows.size(), -7), found(rows.size(), -9);
+      scalar_kernels.ternary_rows(weights.data(), rows.data(), rows.size(), columns, x.data(), 17,
+                                  expected.data());
+      candidate_.ternary_rows(weights.data(), rows.data(), rows.size(), columns, x.data(), 17, found.data());
+      compare("listed rows", expected, found);
+      for (std::size_t count :
+           {std::size_t{0}, std::size_t{4}, std::size_t{124}, std::size_t{128}, columns}) {
+        // All +1 times all -128 in the first rows: the largest sums.
+        std::vector<std::uint32_t> list(count);
+        for (auto& column : list) column = static_cast<std::uint32_t>(random_() % columns);
+        std::vector<std::int8_t> values(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(count));
+        for (int extreme = 0; extreme < 2; ++extreme) {
+          std::vector<std::int32_t> all(kChunkRows, -7), some(kChunkRows, -9);
+          scalar_kernels.ternary_columns(chunk.data(), list.data(), values.data(), count, -31, all.data());
+          candidate_.ternary_columns(chunk.data(), list.data(), values.data(), count, -31, some.data());
+          compare(std::to_string(count) + " columns", all, some);
+          std::fill(chunk.begin(), chunk.end(), std::uint8_t{0xaa});
+          std::fill(values.begin(), values.end(), std::int8_t{-128});
+        }
+      }
+    }
+    finish("ternary_rows, ternary_columns");
   }
 
   void quantize() {

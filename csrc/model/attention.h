@@ -3,6 +3,7 @@
 
 #include "config.h"
 #include "kv_cache.h"
+#include "profile.h"
 #include "weights.h"
 
 namespace bitnet {
@@ -14,10 +15,19 @@ struct Row {
   std::int32_t token;
 };
 
+// How much of the feed-forward layers single tokens needed, since the model was loaded.
+struct LiveShares {
+  std::size_t tokens = 0;        // single tokens times layers
+  std::size_t up_rows = 0;       // neurons whose gate is positive
+  std::size_t down_columns = 0;  // int8 inputs of down that are not 0
+};
+
 struct Workspace {
   QuantizedRows quantized;
   Buffer<float> query, key, value, attended;  // [rows][heads * head_dim] and alike
   Buffer<float> gate, up;                     // [rows][intermediate_size]
+  std::vector<std::uint32_t> live;            // rows or columns of one token that are not dead
+  std::vector<std::int8_t> live_values;       // the codes of live columns
   Buffer<float> normed;                       // [threads][widest row]
 
   void reserve(const Config& config, std::size_t rows, std::size_t threads);
@@ -30,6 +40,8 @@ struct Context {
   ThreadPool& pool;
   Workspace& workspace;
   const std::vector<Row>& rows;
+  Profile& profile;
+  LiveShares& live_shares;
 };
 
 // normalise, then quantise, each row of x [rows][width] (row t at x + t * width).

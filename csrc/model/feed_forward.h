@@ -7,6 +7,10 @@ namespace bitnet {
 
 // hidden [rows][hidden_size] += feed_forward(norm(hidden)). The gated product stays in float32: relu^2
 // overflows float16.
+//
+// A neuron whose gate is not positive is dead: relu(gate)^2 * up = 0 whatever `up` is, and so is a column of
+// down whose int8 input is 0. A single token therefore computes only the live rows of up, then reads only the
+// live columns of down. No bit changes: what is left out is exactly 0.
 void run_feed_forward(Context& context, const Layer& layer, float* hidden);
 
 }  // namespace bitnet

@@ -74,6 +74,27 @@ Linear Linear::from_packed(const std::uint8_t* packed, std::size_t rows, std::si
   return linear;
 }
 
+void Linear::add_columns(const std::uint8_t* packed, ThreadPool& pool) {
+  by_column = Buffer<std::uint8_t>(row_chunks() * columns * kChunkBytes);
+  const std::size_t quarter = rows / 4;
+  pool.run(row_chunks(), [&](std::size_t index, std::size_t) {
+    std::uint8_t* out = by_column.data() + index * columns * kChunkBytes;
+    std::fill(out, out + columns * kChunkBytes,
+              std::uint8_t{0x55});  // code 1, value 0, in rows that do not exist
+    const std::size_t first = index * kChunkRows, last = std::min(first + kChunkRows, rows);
+    for (std::size_t row = first; row < last; ++row) {
+      const std::size_t field = (row - first) / kChunkBytes, byte = (row - first) % kChunkBytes;
+      const std::uint8_t* source = packed + row % quarter * columns;
+      const unsigned shift = static_cast<unsigned>(2 * (row / quarter));
+      const auto clear = static_cast<std::uint8_t>(~(3u << (2 * field)));
+      for (std::size_t column = 0; column < columns; ++column) {
+        std::uint8_t& to = out[column * kChunkBytes + byte];
+        to = static_cast<std::uint8_t>((to & clear) | (((source[column] >> shift) & 3u) << (2 * field)));
+      }
+    }
+  });
+}
+
 void run_linears(const Kernels& kernels, ThreadPool& pool, const QuantizedRows& x, std::size_t tokens,
                  std::initializer_list<LinearOutput> outputs) {
   const std::size_t token_tiles = (tokens + kTaskTokens - 1) / kTaskTokens;

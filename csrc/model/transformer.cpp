@@ -12,7 +12,7 @@ namespace {
 
 // Tokens that run through the layers together. Longer prompts go in several rounds, which bounds the
 // workspace (at 2B4T's widths 512 rows are 60 MB) and changes no result.
-constexpr std::size_t kChunkRows = 512;
+constexpr std::size_t kRoundRows = 512;
 
 }  // namespace
 
@@ -55,9 +55,9 @@ void Transformer::forward(const std::vector<Sequence>& batch, bool all_logits, f
       if (wanted) logits += config_.vocab_size;
     }
   }
-  for (std::size_t first = 0; first < rows.size(); first += kChunkRows) {
+  for (std::size_t first = 0; first < rows.size(); first += kRoundRows) {
     const auto from = static_cast<std::ptrdiff_t>(first);
-    const auto to = static_cast<std::ptrdiff_t>(std::min(first + kChunkRows, rows.size()));
+    const auto to = static_cast<std::ptrdiff_t>(std::min(first + kRoundRows, rows.size()));
     run_chunk({rows.begin() + from, rows.begin() + to}, {outputs.begin() + from, outputs.begin() + to},
               all_logits);
   }
@@ -69,7 +69,7 @@ void Transformer::run_chunk(const std::vector<Row>& rows, const std::vector<floa
   const std::size_t width = config_.hidden_size;
   workspace_.reserve(config_, rows.size(), pool_.threads());
   float* hidden = hidden_.reserve(rows.size() * width);
-  Context context{config_, kernels_, pool_, workspace_, rows};
+  Context context{config_, kernels_, pool_, workspace_, rows, profile_, live_shares_};
   for (std::size_t row = 0; row < rows.size(); ++row)
     embed(weights_.embedding, rows[row].token, width, hidden + row * width);
   for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
@@ -88,6 +88,7 @@ void Transformer::run_chunk(const std::vector<Row>& rows, const std::vector<floa
     ++count;
   }
   if (count == 0) return;
+  const Profile::Scope scope(profile_, Part::head);
   if (shortlist_ != nullptr && !exact)
     shortlist_->run(kernels_, pool_, weights_.head, hidden, count, logits);
   else

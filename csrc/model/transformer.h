@@ -25,6 +25,8 @@ class Transformer {
   const Config& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   std::size_t threads() const { return pool_.threads(); }
+  const Profile& profile() const { return profile_; }
+  const LiveShares& live_shares() const { return live_shares_; }
 
   // Appends every sequence's ids to its cache. logits is float32, [sum of counts][vocab_size] with
   // all_logits and [sequences][vocab_size] (the last token's) without. With all_logits they are exact; a
@@ -42,6 +44,8 @@ class Transformer {
   Weights weights_;
   ThreadPool pool_;
   Workspace workspace_;
+  Profile profile_;
+  LiveShares live_shares_;
   Buffer<float> hidden_;
   std::unique_ptr<Shortlist> shortlist_;  // null where the full head always runs
   std::mutex mutex_;

@@ -109,7 +109,7 @@ class CpuModel:
                 shape=_shape(config),
                 hidden_act=config.hidden_act,
                 kv_dtype=kv_dtype,
-                head_type=_head_type(head, config),
+                head_type=head_type(head, config),
                 embedding=embedding,
                 head=output,
                 final_norm=checkpoint.tensor("model.norm.weight").float32(),
@@ -132,6 +132,16 @@ class CpuModel:
     def threads(self) -> int:
         """Threads a forward runs on, the caller's included."""
         return self._engine.threads
+
+    @property
+    def live_shares(self) -> tuple[float, float] | None:
+        """Mean shares of live `up` rows and live `down` columns over the single tokens run so far."""
+        return self._engine.live_shares()
+
+    @property
+    def profile(self) -> dict[str, float]:
+        """Seconds spent in each part of the forward pass since loading."""
+        return dict(self._engine.profile())
 
     def new_cache(self, max_tokens: int) -> CpuCache:
         if not 1 <= max_tokens <= self.config.max_position_embeddings:
@@ -222,7 +232,8 @@ def _ids(ids: Sequence[int], vocab_size: int) -> NDArray[np.int32]:
     return array.astype(np.int32)
 
 
-def _head_type(head: str, config: ModelConfig) -> str:
+def head_type(head: str, config: ModelConfig) -> str:
+    """The head that `head` means for a model: "full" or "shortlist"; "auto" decides by its size."""
     if head != "auto":
         return head
     return "shortlist" if config.vocab_size * config.hidden_size > 1 << 24 else "full"

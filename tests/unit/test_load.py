@@ -48,12 +48,12 @@ def test_cpu_is_the_default(engines):
     assert name == "CpuModel"
     assert checkpoint.config.hidden_size == 256
     assert tokenizer is None
-    assert options == {"threads": None, "kv_dtype": "float16", "isa": None}
+    assert options == {"threads": None, "kv_dtype": "float16", "head": "auto", "isa": None}
 
 
 def test_options_reach_the_cpu_engine(engines):
     *_, options = load.load_model(str(PACKED), threads=3, kv_dtype="float32", isa="scalar")
-    assert options == {"threads": 3, "kv_dtype": "float32", "isa": "scalar"}
+    assert options == {"threads": 3, "kv_dtype": "float32", "head": "auto", "isa": "scalar"}
 
 
 def test_torch(engines):
@@ -63,7 +63,7 @@ def test_torch(engines):
 
 
 def test_cpu_options_are_not_dropped_by_torch(engines):
-    with pytest.raises(InputError, match="isa and kv_dtype are options of the 'cpu' engine"):
+    with pytest.raises(InputError, match="isa, kv_dtype and head are options of the 'cpu' engine"):
         load.load_model(PACKED, engine="torch", isa="scalar")
 
 
