@@ -10,7 +10,7 @@ ASAN := build/asan
 ASAN_PRELOAD = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libstdc++.so)
 ASAN_TESTS := $(wildcard tests/parity tests/unit/cpu)
 
-.PHONY: dev lint format test test-asan clean
+.PHONY: dev lint format test test-asan bench clean
 
 dev:
 	@./setup.sh dev
@@ -40,6 +40,10 @@ test-asan: dev
 	PYTHONPATH=$(ASAN):$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("platlib"))') \
 	  PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  LD_PRELOAD="$(ASAN_PRELOAD)" $(BIN)/python -S -m pytest -p no:cacheprovider $(ASAN_TESTS)
+
+# make bench MODEL=DIR BENCH="-t 1,2 --batch 1,8,32"; without MODEL the embedded one
+bench: dev
+	$(BIN)/bitnet bench $(if $(MODEL),--model $(MODEL)) $(BENCH)
 
 clean:
 	rm -rf build dist

@@ -116,7 +116,7 @@ class CpuModel:
                 rope_cos=cos,
                 rope_sin=sin,
                 layers=[_layer(checkpoint, index) for index in range(config.num_hidden_layers)],
-                threads=_thread_count(threads),
+                threads=thread_count(threads),
                 isa=isa or "",
             )
         except ValueError as error:
@@ -232,14 +232,21 @@ def _ids(ids: Sequence[int], vocab_size: int) -> NDArray[np.int32]:
     return array.astype(np.int32)
 
 
-def head_type(head: str, config: ModelConfig) -> str:
+def head_type(
+    head: Literal["auto", "full", "shortlist"], config: ModelConfig
+) -> Literal["full", "shortlist"]:
     """The head that `head` means for a model: "full" or "shortlist"; "auto" decides by its size."""
     if head != "auto":
         return head
     return "shortlist" if config.vocab_size * config.hidden_size > 1 << 24 else "full"
 
 
-def _thread_count(threads: int | None) -> int:
+def thread_count(threads: int | None = None) -> int:
+    """`threads`, or what BITNET_THREADS says, or the physical cores.
+
+    Raises:
+        InputError: BITNET_THREADS is no positive whole number.
+    """
     if threads is not None:
         return threads
     variable = os.environ.get("BITNET_THREADS")

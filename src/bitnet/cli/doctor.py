@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +16,6 @@ import typer
 from bitnet.errors import InputError, ResourceError
 
 _PACKAGES = ("bitnet-ternary", "numpy", "safetensors", "tokenizers", "huggingface_hub", "jinja2", "torch")
-_MEGABYTES = 512  # read by the bandwidth test: more than most last-level caches hold
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
@@ -45,6 +43,9 @@ def examine() -> dict[str, Any]:
         from bitnet import _core
     except ImportError as error:
         raise ResourceError(f"the C++ engine does not load ({error}); build it with ./setup.sh") from None
+    from bitnet.benchmark.machine import cpu_name
+    from bitnet.benchmark.roofline import read_bandwidth
+
     supported = _core.supported_isas()
     try:
         chosen = _core.chosen_isa()
@@ -58,33 +59,19 @@ def examine() -> dict[str, Any]:
     ]
     return {
         "healthy": all(test["passed"] for test in tests),
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "physical_cores": cores,
         "threads_environment": os.environ.get("BITNET_THREADS"),
         "isa": {"chosen": chosen, "supported": supported, "compiled": _core.isa_names()},
         "read_bandwidth_gb_per_s": {
-            str(threads): round(_core.read_bandwidth(threads, _MEGABYTES), 1)
-            for threads in sorted({1, cores})
+            str(threads): round(read_bandwidth(threads), 1) for threads in sorted({1, cores})
         },
         "self_tests": tests,
         "python": sys.version.split()[0],
         "packages": {name: _version(name) for name in _PACKAGES},
         "cache": _cache(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    return platform.processor() or platform.machine()
 
 
 def _version(name: str) -> str | None:

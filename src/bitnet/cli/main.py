@@ -16,7 +16,7 @@ import typer
 import bitnet
 from bitnet.errors import BitnetError
 
-VERBS = ("generate", "chat", "info", "doctor", "synthesize", "train")
+VERBS = ("generate", "chat", "info", "bench", "doctor", "synthesize", "train")
 
 
 def build(verbs: Iterable[str]) -> typer.Typer:
