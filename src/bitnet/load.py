@@ -32,7 +32,7 @@ def load_model(
         engine: "cpu" (C++, fast) or "torch" (the readable reference; needs the `torch` extra).
         threads: None lets the engine decide: BITNET_THREADS, else the physical cores.
         kv_dtype: what the cpu engine keeps keys and values in.
-        head: whether the cpu engine may take unlikely logits from 4-bit weights; see CpuModel.from_checkpoint.
+        head: whether the cpu engine may take unlikely logits from 4-bit weights; see CpuModel.
         isa: forces one of the cpu engine's instruction sets, as BITNET_ISA does.
     Raises:
         FormatError, ConfigError, UnsupportedError: the checkpoint is damaged, contradicts itself, or needs
