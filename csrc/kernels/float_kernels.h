@@ -225,12 +225,16 @@ struct IntegerKernels {
   decltype(Kernels::ternary_rows) ternary_rows;
   decltype(Kernels::ternary_columns) ternary_columns;
   decltype(Kernels::nibble_gemm) nibble_gemm;
+  decltype(Kernels::ternary_gemm_many) ternary_gemm_many = nullptr;
+  std::size_t fewest_many = 0;
 };
 
 constexpr Kernels with_float_kernels(IntegerKernels own) {
   Kernels table{};
   table.name = own.name;
   table.ternary_gemm = own.ternary_gemm;
+  table.ternary_gemm_many = own.ternary_gemm_many;
+  table.fewest_many = own.fewest_many;
   table.ternary_rows = own.ternary_rows;
   table.ternary_columns = own.ternary_columns;
   table.nibble_gemm = own.nibble_gemm;

@@ -28,6 +28,15 @@ constexpr std::size_t padded_columns(std::size_t columns) {
   return (columns + kBlockWeights - 1) / kBlockWeights * kBlockWeights;
 }
 
+// A call of ternary_gemm_many takes at most kTableTokens tokens and needs working memory: eight tables of
+// 256 entries (moved apart by up to 64), and int16 and int32 sums.
+constexpr std::size_t kTableTokens = 32;
+constexpr std::size_t kTableBytes = (8 * 256 + 64) * kTableTokens * sizeof(std::int16_t);
+
+constexpr std::size_t table_scratch_bytes(std::size_t rows) {
+  return kTableBytes + rows * kTableTokens * (sizeof(std::int16_t) + sizeof(std::int32_t));
+}
+
 struct Kernels {
   const char* name;
 
@@ -39,6 +48,16 @@ struct Kernels {
   void (*ternary_gemm)(const std::uint8_t* weights, std::size_t rows, std::size_t columns,
                        const std::int8_t* x, const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y,
                        std::size_t y_stride);
+
+  // The same for many rows and tokens at a time; null where ternary_gemm is all there is. It is the faster
+  // one for calls of at least `fewest_many` tokens and some hundred rows.
+  //   x        int8 [tokens][columns], -127..127: quantize makes no -128, as |x| * scale < 127.5
+  //   tokens   1..kTableTokens; time depends on rows and on whether tokens > kTableTokens / 2
+  //   scratch  table_scratch_bytes(rows), aligned to 64 bytes; nothing is expected in it
+  void (*ternary_gemm_many)(const std::uint8_t* weights, std::size_t rows, std::size_t columns,
+                            const std::int8_t* x, std::size_t tokens, void* scratch, std::int32_t* y,
+                            std::size_t y_stride);
+  std::size_t fewest_many;
 
   // The same for one token and the `count` rows listed: y[i] = sum over k of value[rows[i]][k] * x[k].
   void (*ternary_rows)(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,

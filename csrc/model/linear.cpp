@@ -10,6 +10,17 @@ namespace {
 // balance two threads; 64 tokens keep the int32 tile (8 KB) on the stack and in L1.
 constexpr std::size_t kTaskRows = 32;
 constexpr std::size_t kTaskTokens = 64;
+// Few tokens wait for memory: a task is 160 KB that stream in one piece (with 20 KB two threads reach 67% of
+// the bandwidth).
+constexpr std::size_t kFewTokens = 4;
+constexpr std::size_t kFewTokensRows = 256;
+static_assert(kFewTokens * kFewTokensRows <= kTaskTokens * kTaskRows);
+
+// A task of the table kernel. Building tables costs 81 / rows; 1280 rows' sums and one cache line of each
+// row's weights are 400 KB, which stays in L2. With many threads and few tokens tiles shrink to a quarter,
+// but no further, and layers narrower than that take the other kernel.
+constexpr std::size_t kTableRows = 1280;
+constexpr std::size_t kFewestTableRows = kTableRows / 4;
 
 // One block (128 weights, 32 bytes) of each of the four rows that share the packed bytes.
 void repack_block(const std::uint8_t* packed, std::uint8_t* const rows[4], std::size_t offset) {
@@ -24,26 +35,94 @@ void repack_block(const std::uint8_t* packed, std::uint8_t* const rows[4], std::
   }
 }
 
-void run_tile(const Kernels& kernels, const LinearOutput& output, const QuantizedRows& x,
-              std::size_t first_row, std::size_t first_token, std::size_t tokens) {
+// What a task works on: some rows of one layer, some tokens.
+struct Tile {
+  const LinearOutput* output;
+  std::size_t first_row, rows, first_token, tokens;
+};
+
+// Tokens first..first+count of every layer, cut into tiles. Rows vary slowest, so that a thread reuses
+// weights from its cache for the next tokens.
+struct Grid {
+  std::initializer_list<LinearOutput> outputs;
+  std::size_t first_token, tokens, tile_rows, tile_tokens;
+
+  std::size_t token_tiles() const { return (tokens + tile_tokens - 1) / tile_tokens; }
+  std::size_t row_tiles(const LinearOutput& output) const {
+    return (output.linear->rows + tile_rows - 1) / tile_rows;
+  }
+  std::size_t size() const {
+    std::size_t rows = 0;
+    for (const LinearOutput& output : outputs) rows += row_tiles(output);
+    return rows * token_tiles();
+  }
+  Tile tile(std::size_t index) const {
+    std::size_t row = index / token_tiles();
+    const std::size_t token = index % token_tiles() * tile_tokens;
+    const LinearOutput* output = outputs.begin();
+    for (; row >= row_tiles(*output); ++output) row -= row_tiles(*output);
+    // Equal tiles: a layer's last one would otherwise be a short rest.
+    const std::size_t total = output->linear->rows, count = row_tiles(*output);
+    const std::size_t first = total * row / count, last = total * (row + 1) / count;
+    return {output, first, last - first, first_token + token, std::min(tile_tokens, tokens - token)};
+  }
+};
+
+// y = sums * scales, sums [tile.tokens][stride].
+void write_tile(const Kernels& kernels, const Tile& tile, const float* x_scales, const std::int32_t* sums,
+                std::size_t stride) {
+  constexpr std::size_t kPiece = 64;
+  const LinearOutput& output = *tile.output;
   const Linear& linear = *output.linear;
-  const std::size_t rows = std::min(kTaskRows, linear.rows - first_row);
-  std::int32_t sums[kTaskTokens * kTaskRows];
-  kernels.ternary_gemm(linear.weights.data() + first_row * (x.columns / 4), rows, x.columns,
-                       x.codes.data() + first_token * x.columns, x.sums.data() + first_token, tokens, sums,
-                       kTaskRows);
-  const float* bias = linear.bias.empty() ? nullptr : linear.bias.data() + first_row;
-  for (std::size_t t = 0; t < tokens; ++t) {
-    const float factor = linear.scale / x.scales.data()[first_token + t];
-    float* y = output.y + (first_token + t) * output.stride + first_row;
+  const float* bias = linear.bias.empty() ? nullptr : linear.bias.data() + tile.first_row;
+  for (std::size_t t = 0; t < tile.tokens; ++t, sums += stride) {
+    const float factor = linear.scale / x_scales[tile.first_token + t];
+    float* y = output.y + (tile.first_token + t) * output.stride + tile.first_row;
     if (!output.add) {
-      kernels.dequantize(sums + t * kTaskRows, rows, factor, bias, y);
+      kernels.dequantize(sums, tile.rows, factor, bias, y);
       continue;
     }
-    float delta[kTaskRows];
-    kernels.dequantize(sums + t * kTaskRows, rows, factor, bias, delta);
-    for (std::size_t r = 0; r < rows; ++r) y[r] += delta[r];
+    for (std::size_t first = 0; first < tile.rows; first += kPiece) {
+      float delta[kPiece];
+      const std::size_t count = std::min(kPiece, tile.rows - first);
+      kernels.dequantize(sums + first, count, factor, bias == nullptr ? nullptr : bias + first, delta);
+      for (std::size_t i = 0; i < count; ++i) y[first + i] += delta[i];
+    }
   }
+}
+
+void run_tile(const Kernels& kernels, const Tile& tile, const QuantizedRows& x) {
+  std::int32_t sums[kTaskTokens * kTaskRows];
+  kernels.ternary_gemm(tile.output->linear->weights.data() + tile.first_row * (x.columns / 4), tile.rows,
+                       x.columns, x.codes.data() + tile.first_token * x.columns,
+                       x.sums.data() + tile.first_token, tile.tokens, sums, tile.rows);
+  write_tile(kernels, tile, x.scales.data(), sums, tile.rows);
+}
+
+// Padded by a cache line, so that tokens of 1024 rows do not all fall in the same cache sets.
+constexpr std::size_t sums_stride(std::size_t rows) {
+  return (rows + 15) / 16 * 16 + 16;
+}
+
+// A thread's share of the scratch: what the kernel wants, then its sums.
+constexpr std::size_t thread_scratch_bytes(std::size_t rows) {
+  return (table_scratch_bytes(rows) + 63) / 64 * 64 + kTableTokens * sums_stride(rows) * sizeof(std::int32_t);
+}
+
+void run_table_tile(const Kernels& kernels, const Tile& tile, const QuantizedRows& x, std::uint8_t* scratch) {
+  const std::size_t stride = sums_stride(tile.rows);
+  auto* sums = reinterpret_cast<std::int32_t*>(scratch + (table_scratch_bytes(tile.rows) + 63) / 64 * 64);
+  kernels.ternary_gemm_many(tile.output->linear->weights.data() + tile.first_row * (x.columns / 4), tile.rows,
+                            x.columns, x.codes.data() + tile.first_token * x.columns, tile.tokens, scratch,
+                            sums, stride);
+  write_tile(kernels, tile, x.scales.data(), sums, stride);
+}
+
+// How many of the tokens go through tables: whole blocks, and a rest that is large enough.
+std::size_t table_tokens(const Kernels& kernels, std::size_t tokens, std::size_t rows) {
+  if (kernels.ternary_gemm_many == nullptr || rows < kFewestTableRows) return 0;
+  const std::size_t rest = tokens % kTableTokens;
+  return rest < kernels.fewest_many ? tokens - rest : tokens;
 }
 
 }  // namespace
@@ -95,22 +174,23 @@ void Linear::add_columns(const std::uint8_t* packed, ThreadPool& pool) {
   });
 }
 
-void run_linears(const Kernels& kernels, ThreadPool& pool, const QuantizedRows& x, std::size_t tokens,
+void run_linears(const Kernels& kernels, ThreadPool& pool, QuantizedRows& x, std::size_t tokens,
                  std::initializer_list<LinearOutput> outputs) {
-  const std::size_t token_tiles = (tokens + kTaskTokens - 1) / kTaskTokens;
-  std::size_t row_tiles = 0;
-  for (const LinearOutput& output : outputs) row_tiles += (output.linear->rows + kTaskRows - 1) / kTaskRows;
-  pool.run(row_tiles * token_tiles, [&](std::size_t task, std::size_t) {
-    // Row tiles vary slowest, so that a thread reuses weights from its cache for the next tokens.
-    std::size_t row_tile = task / token_tiles;
-    const std::size_t first_token = task % token_tiles * kTaskTokens;
-    for (const LinearOutput& output : outputs) {
-      const std::size_t tiles = (output.linear->rows + kTaskRows - 1) / kTaskRows;
-      if (row_tile < tiles)
-        return run_tile(kernels, output, x, row_tile * kTaskRows, first_token,
-                        std::min(kTaskTokens, tokens - first_token));
-      row_tile -= tiles;
-    }
+  std::size_t rows = 0;
+  for (const LinearOutput& output : outputs) rows += output.linear->rows;
+  const std::size_t by_table = table_tokens(kernels, tokens, rows);
+  Grid tables{outputs, 0, by_table, kTableRows, kTableTokens};
+  const Grid rest{outputs, by_table, tokens - by_table, tokens <= kFewTokens ? kFewTokensRows : kTaskRows,
+                  kTaskTokens};
+  while (tables.tile_rows > kFewestTableRows && tables.size() < pool.threads()) tables.tile_rows /= 2;
+  const std::size_t scratch_bytes = thread_scratch_bytes(tables.tile_rows);
+  if (by_table > 0) x.scratch.reserve(pool.threads() * scratch_bytes);
+  const std::size_t table_tiles = tables.size();
+  pool.run(table_tiles + rest.size(), [&](std::size_t task, std::size_t thread) {
+    if (task < table_tiles)
+      run_table_tile(kernels, tables.tile(task), x, x.scratch.data() + thread * scratch_bytes);
+    else
+      run_tile(kernels, rest.tile(task - table_tiles), x);
   });
 }
 

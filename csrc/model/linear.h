@@ -16,7 +16,8 @@ struct QuantizedRows {
   Buffer<std::int8_t> codes;  // [rows][padded columns]
   Buffer<float> scales;
   Buffer<std::int32_t> sums;
-  std::size_t columns = 0;  // padded
+  Buffer<std::uint8_t> scratch;  // of run_linears, kept from call to call
+  std::size_t columns = 0;       // padded
 
   void reserve(std::size_t rows, std::size_t padded) {
     columns = padded;
@@ -58,8 +59,9 @@ struct LinearOutput {
   bool add = false;
 };
 
-// Several layers on the same input in one parallel region: one quantisation, one barrier.
-void run_linears(const Kernels& kernels, ThreadPool& pool, const QuantizedRows& x, std::size_t tokens,
+// Several layers on the same input in one parallel region: one quantisation, one barrier. Many tokens go
+// through tables where the kernels have them; sums are integers, so the way taken changes no bit.
+void run_linears(const Kernels& kernels, ThreadPool& pool, QuantizedRows& x, std::size_t tokens,
                  std::initializer_list<LinearOutput> outputs);
 
 }  // namespace bitnet
