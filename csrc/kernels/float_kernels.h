@@ -9,9 +9,6 @@
 // fma(a, b, c) = a * b + c, max, abs, round, pow2 (2^n for an integral n in [-126, 127]), sum (lanes i and
 // i+8, then +4, +2, +1), largest.
 
-constexpr std::size_t kLanes = 16;
-constexpr std::size_t kKeyBlock = 64;  // positions per softmax block: 64 float16 rows of 128 fit in L1
-
 struct F32Source {
   using type = float;
   static f32x16 load(const float* p) { return f32x16::load(p); }
@@ -149,6 +146,14 @@ f32x16 exp(f32x16 x) {
   return p * n.pow2();
 }
 
+// The same for one number: exp1(0) is exactly 1, and attention mostly asks for that.
+float exp1(float x) {
+  if (x == 0.0f) return 1.0f;
+  alignas(64) float lanes[kLanes];
+  exp(f32x16::set1(x)).store(lanes);
+  return lanes[0];
+}
+
 void silu_gate(const float* gate, const float* up, std::size_t n, float* y) {
   const f32x16 one = f32x16::set1(1.0f), zero = f32x16::zero();
   map(n, y, [&](std::size_t i, std::size_t count) {
@@ -160,52 +165,7 @@ void silu_gate(const float* gate, const float* up, std::size_t n, float* y) {
   });
 }
 
-template <class Source>
-void attention(const float* q, const typename Source::type* k, const typename Source::type* v,
-               std::size_t keys, std::size_t head_dim, float scale, float* out) {
-  alignas(64) float p[kKeyBlock];
-  float running_max = -std::numeric_limits<float>::infinity(), running_sum = 0.0f;
-  std::memset(out, 0, head_dim * sizeof(float));
-  for (std::size_t first = 0; first < keys; first += kKeyBlock) {
-    const std::size_t count = keys - first < kKeyBlock ? keys - first : kKeyBlock;
-    float block_max = running_max;
-    for (std::size_t j = 0; j < count; ++j) {
-      p[j] = dot<Source>(q, k + (first + j) * head_dim, head_dim) * scale;
-      block_max = p[j] > block_max ? p[j] : block_max;
-    }
-    for (std::size_t j = count; j < kKeyBlock; ++j) p[j] = block_max;  // any finite value: zeroed below
-    const f32x16 maximum = f32x16::set1(block_max);
-    for (std::size_t j = 0; j < kKeyBlock; j += kLanes) exp(f32x16::load(p + j) - maximum).store(p + j);
-    for (std::size_t j = count; j < kKeyBlock; ++j) p[j] = 0.0f;
-    f32x16 sum = f32x16::zero();
-    for (std::size_t j = 0; j < kKeyBlock; j += kLanes) sum = sum + f32x16::load(p + j);
-    alignas(64) float correction[kLanes];
-    exp(f32x16::set1(running_max) - maximum).store(correction);
-    running_sum = running_sum * correction[0] + sum.sum();
-    running_max = block_max;
-    const f32x16 shrink = f32x16::set1(correction[0]);
-    map(head_dim, out, [&](std::size_t d, std::size_t width) {
-      f32x16 total = load_some<F32Source>(out + d, width) * shrink;
-      const auto* column = v + first * head_dim + d;
-      for (std::size_t j = 0; j < count; ++j, column += head_dim)
-        total = fma(f32x16::set1(p[j]), load_some<Source>(column, width), total);
-      return total;
-    });
-  }
-  const f32x16 divisor = f32x16::set1(running_sum);
-  map(head_dim, out,
-      [&](std::size_t d, std::size_t width) { return load_some<F32Source>(out + d, width) / divisor; });
-}
-
-void attention_f16(const float* q, const std::uint16_t* k, const std::uint16_t* v, std::size_t keys,
-                   std::size_t head_dim, float scale, float* out) {
-  attention<F16Source>(q, k, v, keys, head_dim, scale, out);
-}
-
-void attention_f32(const float* q, const float* k, const float* v, std::size_t keys, std::size_t head_dim,
-                   float scale, float* out) {
-  attention<F32Source>(q, k, v, keys, head_dim, scale, out);
-}
+#include "attention_kernel.h"
 
 void to_f16(const float* x, std::size_t n, std::uint16_t* y) {
   for (std::size_t i = 0; i < n; i += kLanes) {
@@ -247,6 +207,8 @@ constexpr Kernels with_float_kernels(IntegerKernels own) {
   table.dot_f32 = dot_f32;
   table.attention_f16 = attention_f16;
   table.attention_f32 = attention_f32;
+  table.attention_merge = attention_merge;
+  table.attention_finish = attention_finish;
   table.to_f16 = to_f16;
   return table;
 }

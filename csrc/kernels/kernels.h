@@ -37,6 +37,37 @@ constexpr std::size_t table_scratch_bytes(std::size_t rows) {
   return kTableBytes + rows * kTableTokens * (sizeof(std::int16_t) + sizeof(std::int32_t));
 }
 
+constexpr std::size_t kLanes = 16;  // of every float kernel, whatever the registers' width
+
+// Attention reads keys and values in blocks of 64 positions of one key/value head, at absolute positions
+// 0, 64, 128...: 64 scores are four vectors, enough to spread a block's fixed cost, and a block of float16
+// keys of 128 is half of a 32 KB L1. Within a block
+//   keys    [4][head_dim][16]       sixteen positions side by side, so that a vector holds sixteen keys
+//   values  [width / 16][64][16]    sixteen components of v side by side; width = padded_head(head_dim)
+// A block's unused positions may hold anything: they are never part of a result.
+constexpr std::size_t kKeyBlock = 64;
+
+constexpr std::size_t padded_head(std::size_t head_dim) {
+  return (head_dim + kLanes - 1) / kLanes * kLanes;
+}
+
+// Queries that attend to the same keys together: some tokens of a sequence at consecutive positions within
+// one block of 64, times the query heads that share a key/value head. Row t * heads + h of a tile is head h
+// of token t.
+struct AttentionTile {
+  std::size_t tokens, heads, head_dim;
+  std::size_t stride;  // floats from a token to the next in q and out; a token's heads are contiguous
+  std::size_t keys;    // positions the last token sees; each earlier token sees one less
+  std::size_t end;     // attend to positions before this one: keys, or a multiple of 64 below
+  float scale;
+
+  // Floats of working memory, and of a partial result: a row's width sums, its maximum, its divisor.
+  constexpr std::size_t scratch_size() const {
+    return kKeyBlock * (head_dim + padded_head(head_dim)) + tokens * heads * (kKeyBlock + head_dim);
+  }
+  constexpr std::size_t partial_size() const { return tokens * heads * (padded_head(head_dim) + kLanes); }
+};
+
 struct Kernels {
   const char* name;
 
@@ -97,13 +128,20 @@ struct Kernels {
   float (*dot_bf16)(const float* x, const std::uint16_t* row, std::size_t n);
   float (*dot_f32)(const float* x, const float* row, std::size_t n);
 
-  // Attention of one query over `keys` cached positions: softmax(q . k * scale) v, in one pass over blocks
-  // of 64 positions with a running maximum, so memory does not grow with the context.
-  //   q [head_dim]; k, v [keys][head_dim], float16 bits or float32; out [head_dim]
-  void (*attention_f16)(const float* q, const std::uint16_t* k, const std::uint16_t* v, std::size_t keys,
-                        std::size_t head_dim, float scale, float* out);
-  void (*attention_f32)(const float* q, const float* k, const float* v, std::size_t keys,
-                        std::size_t head_dim, float scale, float* out);
+  // softmax(q . k * scale) v for a tile, over blocks of 64 positions with a running maximum, so memory does
+  // not grow with the context. A row's result does not depend on the tile it is in: score = the products of
+  // q and k summed from component 0 up; output = the products of weight and v summed from position 0 up.
+  // What comes out is partial: two partial results of adjoining positions are merged, and the last is
+  // finished, which divides.
+  //   q [tokens][stride] float32; k, v blocks as above, float16 bits or float32
+  void (*attention_f16)(const AttentionTile& tile, const float* q, const std::uint16_t* k,
+                        const std::uint16_t* v, float* scratch, float* partial);
+  void (*attention_f32)(const AttentionTile& tile, const float* q, const float* k, const float* v,
+                        float* scratch, float* partial);
+  // partial = partial and the positions after it.
+  void (*attention_merge)(const AttentionTile& tile, const float* later, float* partial);
+  // out [tokens][stride]
+  void (*attention_finish)(const AttentionTile& tile, const float* partial, float* out);
 
   // IEEE half precision, round half to even.
   void (*to_f16)(const float* x, std::size_t n, std::uint16_t* y);

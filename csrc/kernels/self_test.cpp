@@ -1,5 +1,6 @@
 // Every kernel against the scalar one on this very machine: what `bitnet doctor` and the tests run.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -41,9 +42,9 @@ class SelfTest {
     return values;
   }
 
-  std::vector<std::uint16_t> half(std::size_t n) {
-    std::vector<std::uint16_t> values(n);
-    scalar_kernels.to_f16(normal(n).data(), n, values.data());
+  static std::vector<std::uint16_t> half(const std::vector<float>& x) {
+    std::vector<std::uint16_t> values(x.size());
+    scalar_kernels.to_f16(x.data(), x.size(), values.data());
     return values;
   }
 
@@ -242,23 +243,75 @@ class SelfTest {
     finish("dot");
   }
 
+  // A tile of the candidate against the scalar kernel run on one token and head at a time: company must not
+  // matter either. Positions beyond the last are NaN, as whatever an earlier sequence left there may be.
   void attention() {
     for (std::size_t head_dim : {2, 32, 34, 64, 128}) {
-      for (std::size_t keys : {1, 2, 63, 64, 65, 200}) {
-        const std::string what = std::to_string(keys) + " keys of " + std::to_string(head_dim);
-        const std::vector<float> q = normal(head_dim, 3.0f);
-        std::vector<float> expected(head_dim, kPoison), found(head_dim, kPoison);
-        const std::vector<float> k = normal(keys * head_dim), v = normal(keys * head_dim);
-        scalar_kernels.attention_f32(q.data(), k.data(), v.data(), keys, head_dim, 0.3f, expected.data());
-        candidate_.attention_f32(q.data(), k.data(), v.data(), keys, head_dim, 0.3f, found.data());
-        compare(what + ", float32", expected, found);
-        const std::vector<std::uint16_t> k16 = half(keys * head_dim), v16 = half(keys * head_dim);
-        scalar_kernels.attention_f16(q.data(), k16.data(), v16.data(), keys, head_dim, 0.3f, expected.data());
-        candidate_.attention_f16(q.data(), k16.data(), v16.data(), keys, head_dim, 0.3f, found.data());
-        compare(what + ", float16", expected, found);
+      for (std::size_t tokens : {1, 3, 17}) {
+        for (std::size_t keys : {1, 3, 17, 63, 64, 82, 200}) {
+          if (keys < tokens || (keys - tokens) / kKeyBlock != (keys - 1) / kKeyBlock) continue;
+          const std::size_t heads = keys % 3 + 1, blocks = (keys + kKeyBlock - 1) / kKeyBlock;
+          const AttentionTile tile{tokens, heads, head_dim, heads * head_dim + 5, keys, keys, 0.3f};
+          std::vector<float> k = normal(blocks * kKeyBlock * head_dim);
+          std::vector<float> v = normal(blocks * kKeyBlock * padded_head(head_dim));
+          poison(k, v, tile);
+          const std::string what = std::to_string(tokens) + " tokens, " + std::to_string(keys) + " keys of " +
+                                   std::to_string(head_dim);
+          attend_tile(what + ", float32", tile, k, v, &Kernels::attention_f32);
+          attend_tile(what + ", float16", tile, half(k), half(v), &Kernels::attention_f16);
+        }
       }
     }
     finish("attention");
+  }
+
+  static void poison(std::vector<float>& k, std::vector<float>& v, const AttentionTile& tile) {
+    const std::size_t width = padded_head(tile.head_dim);
+    for (std::size_t j = tile.keys; j % kKeyBlock != 0; ++j) {
+      const std::size_t block = j / kKeyBlock, i = j % kKeyBlock;
+      for (std::size_t d = 0; d < tile.head_dim; ++d)
+        k[(block * kKeyBlock + i / kLanes * kLanes) * tile.head_dim + d * kLanes + i % kLanes] = NAN;
+      for (std::size_t d = 0; d < width; ++d)
+        v[block * kKeyBlock * width + (d / kLanes * kKeyBlock + i) * kLanes + d % kLanes] = NAN;
+    }
+  }
+
+  template <class T>
+  void attend_tile(const std::string& what, const AttentionTile& tile, const std::vector<T>& k,
+                   const std::vector<T>& v,
+                   void (*Kernels::*kernel)(const AttentionTile&, const float*, const T*, const T*, float*,
+                                            float*)) {
+    const std::vector<float> q = normal(tile.tokens * tile.stride, 3.0f);
+    std::vector<float> expected(q.size(), kPoison), found = expected;
+    for (std::size_t t = 0; t < tile.tokens; ++t) {
+      for (std::size_t h = 0; h < tile.heads; ++h) {
+        AttentionTile one = tile;
+        one.tokens = one.heads = 1;
+        one.keys = one.end = tile.keys - (tile.tokens - 1 - t);
+        const std::size_t at = t * tile.stride + h * tile.head_dim;
+        run_attention(scalar_kernels, kernel, one, &q[at], k, v, &expected[at]);
+      }
+    }
+    run_attention(candidate_, kernel, tile, q.data(), k, v, found.data());
+    compare(what, expected, found);
+  }
+
+  // The first block and the others apart, then merged, as the model treats long contexts.
+  template <class T, class Kernel>
+  static void run_attention(const Kernels& kernels, Kernel kernel, const AttentionTile& tile, const float* q,
+                            const std::vector<T>& k, const std::vector<T>& v, float* out) {
+    std::vector<float> scratch(tile.scratch_size(), kPoison), partial(tile.partial_size(), kPoison);
+    std::vector<float> later = partial;
+    AttentionTile part = tile;
+    part.end = std::min(kKeyBlock, tile.end);
+    (kernels.*kernel)(part, q, k.data(), v.data(), scratch.data(), partial.data());
+    if (part.end < tile.end) {
+      part.keys = part.end = tile.keys - kKeyBlock;
+      (kernels.*kernel)(part, q, k.data() + kKeyBlock * tile.head_dim,
+                        v.data() + kKeyBlock * padded_head(tile.head_dim), scratch.data(), later.data());
+      kernels.attention_merge(tile, later.data(), partial.data());
+    }
+    kernels.attention_finish(tile, partial.data(), out);
   }
 
   void to_f16() {

@@ -6,6 +6,18 @@
 namespace bitnet {
 namespace {
 
+// Positions of a segment: 256 KB of float16 keys and values of 128, long enough to stream, and 4,096
+// positions of 5 key/value heads still make 40 tasks for one token.
+constexpr std::size_t kSegment = 512;
+
+// Query rows (tokens times heads) of a tile: widening a block costs about 3% of what 64 rows then do with it,
+// and the tile's working set (150 KB at head_dim 128) stays in L2.
+constexpr std::size_t kTileRows = 64;
+
+// Up to so many new tokens, tiles alone are too few tasks. The partial results of 32 tokens of 2B4T take 3 MB
+// at 4,096 positions.
+constexpr std::size_t kSplitTokens = 32;
+
 // Half-split rotation: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) for the two halves of each head.
 void rotate(float* heads, std::size_t count, std::size_t head_dim, const float* cos, const float* sin) {
   const std::size_t half = head_dim / 2;
@@ -18,7 +30,111 @@ void rotate(float* heads, std::size_t count, std::size_t head_dim, const float* 
   }
 }
 
+// RoPE on the new queries and keys, and the new keys and values into their caches. A tile at a time: threads
+// do not write to the same cache lines, where positions lie side by side.
+void rotate_and_store(Context& context, const Weights& weights, std::size_t layer) {
+  const Config& config = context.config;
+  Workspace& space = context.workspace;
+  const std::size_t half = config.head_dim / 2, kv_size = config.key_value_size();
+  context.pool.run(context.plan.tiles.size(), [&](std::size_t index, std::size_t) {
+    const AttentionPlan::Tile& tile = context.plan.tiles[index];
+    for (std::size_t row = tile.row; row < tile.row + tile.tokens; ++row) {
+      const Row& token = context.rows[row];
+      const float* cos = weights.rope_cos.data() + token.position * half;
+      const float* sin = weights.rope_sin.data() + token.position * half;
+      float *key = space.key.data() + row * kv_size, *value = space.value.data() + row * kv_size;
+      rotate(space.query.data() + row * config.query_size(), config.heads, config.head_dim, cos, sin);
+      rotate(key, config.kv_heads, config.head_dim, cos, sin);
+      token.cache->store(context.kernels, layer, token.position, key, value);
+    }
+  });
+}
+
+// The part of a tile's attention that falls into one segment.
+AttentionTile segment_shape(const Context& context, const AttentionPlan::Tile& tile, std::size_t segment) {
+  const Config& config = context.config;
+  const std::size_t keys = context.rows[tile.row].position + tile.tokens - segment * kSegment;
+  return {tile.tokens,
+          config.heads / config.kv_heads,
+          config.head_dim,
+          config.query_size(),
+          keys,
+          std::min(keys, kSegment),
+          1.0f / std::sqrt(static_cast<float>(config.head_dim))};
+}
+
+// Attention of the queries in the workspace over the cache, this forward's keys included.
+void attend(Context& context, std::size_t layer) {
+  const Config& config = context.config;
+  const AttentionPlan& plan = context.plan;
+  Workspace& space = context.workspace;
+  const std::size_t heads = config.kv_heads, head_width = config.query_size() / heads;
+  const AttentionTile largest{plan.most_tokens, config.heads / heads, config.head_dim, 0, 0, 0, 0.0f};
+  const std::size_t scratch_size = largest.scratch_size(), partial_size = largest.partial_size();
+  space.scratch.reserve(context.pool.threads() * scratch_size);
+
+  const auto run_segment = [&](const AttentionPlan::Tile& tile, std::size_t head, std::size_t segment,
+                               std::size_t thread, float* partial) {
+    context.rows[tile.row].cache->attend(
+        context.kernels, layer, head, segment * kSegment, segment_shape(context, tile, segment),
+        space.query.data() + tile.row * config.query_size() + head * head_width,
+        space.scratch.data() + thread * scratch_size, partial);
+  };
+  const auto finish = [&](const AttentionPlan::Tile& tile, std::size_t head, const float* partial) {
+    context.kernels.attention_finish(
+        segment_shape(context, tile, 0), partial,
+        space.attended.data() + tile.row * config.query_size() + head * head_width);
+  };
+
+  if (plan.by_segment) {
+    float* partials = space.partial.reserve(plan.tile_of_segment.size() * heads * partial_size);
+    context.pool.run(plan.tile_of_segment.size() * heads, [&](std::size_t task, std::size_t thread) {
+      const std::size_t index = task / heads;
+      const AttentionPlan::Tile& tile = plan.tiles[plan.tile_of_segment[index]];
+      run_segment(tile, task % heads, index - tile.first_segment, thread, partials + task * partial_size);
+    });
+    context.pool.run(plan.tiles.size() * heads, [&](std::size_t task, std::size_t) {
+      const AttentionPlan::Tile& tile = plan.tiles[task / heads];
+      float* first = partials + (tile.first_segment * heads + task % heads) * partial_size;
+      for (std::size_t segment = 1; segment < tile.segments; ++segment)
+        context.kernels.attention_merge(segment_shape(context, tile, segment),
+                                        first + segment * heads * partial_size, first);
+      finish(tile, task % heads, first);
+    });
+    return;
+  }
+  float* partials = space.partial.reserve(context.pool.threads() * 2 * partial_size);
+  context.pool.run(plan.tiles.size() * heads, [&](std::size_t task, std::size_t thread) {
+    // The last tiles see most: begin with them, so that the short ones level the threads at the end.
+    const AttentionPlan::Tile& tile = plan.tiles[plan.tiles.size() - 1 - task / heads];
+    float *partial = partials + thread * 2 * partial_size, *later = partial + partial_size;
+    run_segment(tile, task % heads, 0, thread, partial);
+    for (std::size_t segment = 1; segment < tile.segments; ++segment) {
+      run_segment(tile, task % heads, segment, thread, later);
+      context.kernels.attention_merge(segment_shape(context, tile, segment), later, partial);
+    }
+    finish(tile, task % heads, partial);
+  });
+}
+
 }  // namespace
+
+AttentionPlan::AttentionPlan(const Config& config, const std::vector<Row>& rows)
+    : by_segment(rows.size() <= kSplitTokens) {
+  // A power of two that divides a block, so that tiles cut at its multiples never straddle blocks.
+  std::size_t limit = kKeyBlock;
+  while (limit > 1 && limit * (config.heads / config.kv_heads) > kTileRows) limit /= 2;
+  for (std::size_t row = 0; row < rows.size();) {
+    const std::size_t first = row, position = rows[first].position;
+    while (++row < rows.size() && rows[row].cache == rows[first].cache && rows[row].position % limit != 0) {
+    }
+    const std::size_t tokens = row - first, segments = (position + tokens + kSegment - 1) / kSegment;
+    const std::size_t tile = tiles.size(), first_segment = tile_of_segment.size();
+    tiles.push_back({first, tokens, segments, first_segment});
+    tile_of_segment.insert(tile_of_segment.end(), segments, tile);
+    most_tokens = std::max(most_tokens, tokens);
+  }
+}
 
 void Workspace::reserve(const Config& config, std::size_t rows, std::size_t threads) {
   const std::size_t widest = std::max({config.hidden_size, config.intermediate_size, config.query_size()});
@@ -48,35 +164,21 @@ void run_attention(Context& context, const Weights& weights, std::size_t layer, 
   const Config& config = context.config;
   const Layer& block = weights.layers[layer];
   Workspace& space = context.workspace;
-  const std::size_t rows = context.rows.size(), query_size = config.query_size(),
-                    kv_size = config.key_value_size();
-  const std::size_t half = config.head_dim / 2;
-
-  norm_and_quantize(context, hidden, block.input_norm);
-  run_linears(context.kernels, context.pool, space.quantized, rows,
-              {{&block.query, space.query.data(), query_size},
-               {&block.key, space.key.data(), kv_size},
-               {&block.value, space.value.data(), kv_size}});
-
-  context.pool.run(rows, [&](std::size_t row, std::size_t) {
-    const Row& token = context.rows[row];
-    const float* cos = weights.rope_cos.data() + token.position * half;
-    const float* sin = weights.rope_sin.data() + token.position * half;
-    rotate(space.query.data() + row * query_size, config.heads, config.head_dim, cos, sin);
-    rotate(space.key.data() + row * kv_size, config.kv_heads, config.head_dim, cos, sin);
-    token.cache->store(context.kernels, layer, token.position, space.key.data() + row * kv_size,
-                       space.value.data() + row * kv_size);
-  });
-
-  const float scale = 1.0f / std::sqrt(static_cast<float>(config.head_dim));
-  context.pool.run(rows * config.heads, [&](std::size_t task, std::size_t) {
-    const std::size_t row = task / config.heads, head = task % config.heads;
-    const std::size_t at = row * query_size + head * config.head_dim;
-    const Row& token = context.rows[row];
-    token.cache->attend(context.kernels, layer, head / (config.heads / config.kv_heads),
-                        space.query.data() + at, token.position + 1, scale, space.attended.data() + at);
-  });
-
+  const std::size_t rows = context.rows.size(), kv_size = config.key_value_size();
+  {
+    const Profile::Scope scope(context.profile, Part::projections);
+    norm_and_quantize(context, hidden, block.input_norm);
+    run_linears(context.kernels, context.pool, space.quantized, rows,
+                {{&block.query, space.query.data(), config.query_size()},
+                 {&block.key, space.key.data(), kv_size},
+                 {&block.value, space.value.data(), kv_size}});
+  }
+  {
+    const Profile::Scope scope(context.profile, Part::attention);
+    rotate_and_store(context, weights, layer);
+    attend(context, layer);
+  }
+  const Profile::Scope scope(context.profile, Part::output);
   norm_and_quantize(context, space.attended.data(), block.attention_sub_norm);
   run_linears(context.kernels, context.pool, space.quantized, rows,
               {{&block.output, hidden, config.hidden_size, true}});

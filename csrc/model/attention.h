@@ -1,6 +1,8 @@
 // The attention half of a block: norm, q/k/v, RoPE, cached grouped-query attention, sub-norm, output.
 #pragma once
 
+#include <vector>
+
 #include "config.h"
 #include "kv_cache.h"
 #include "profile.h"
@@ -13,6 +15,24 @@ struct Row {
   KvCache* cache;
   std::size_t position;
   std::int32_t token;
+};
+
+// How the rows of a forward are shared out for attention. A row's result is defined without it: positions
+// fall into segments of kSegment, each attended to from scratch, and the segments' partial results are merged
+// in order. So a long context can be split over threads, and no bit depends on whether it is.
+struct AttentionPlan {
+  // Rows row..row+tokens-1: consecutive tokens of one sequence within one block of positions.
+  struct Tile {
+    std::size_t row, tokens;
+    std::size_t segments;       // that the last token sees, the last one perhaps partly
+    std::size_t first_segment;  // among the segments of all tiles
+  };
+  std::vector<Tile> tiles;
+  std::vector<std::size_t> tile_of_segment;
+  std::size_t most_tokens = 0;  // of a tile
+  bool by_segment;              // a task is a segment of a tile, not a whole tile
+
+  AttentionPlan(const Config& config, const std::vector<Row>& rows);
 };
 
 // How much of the feed-forward layers single tokens needed, since the model was loaded.
@@ -29,6 +49,7 @@ struct Workspace {
   std::vector<std::uint32_t> live;            // rows or columns of one token that are not dead
   std::vector<std::int8_t> live_values;       // the codes of live columns
   Buffer<float> normed;                       // [threads][widest row]
+  Buffer<float> scratch, partial;             // of the attention kernels
 
   void reserve(const Config& config, std::size_t rows, std::size_t threads);
 };
@@ -40,6 +61,7 @@ struct Context {
   ThreadPool& pool;
   Workspace& workspace;
   const std::vector<Row>& rows;
+  const AttentionPlan& plan;
   Profile& profile;
   LiveShares& live_shares;
 };

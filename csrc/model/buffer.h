@@ -30,7 +30,8 @@ class Buffer {
 #endif
     if (data_ == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
-    if (alignment == kHugePage) madvise(data_, rounded, MADV_HUGEPAGE);
+    // Whole huge pages only: a last one that is half used would cost its other half in memory.
+    if (alignment == kHugePage) madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
   }
   Buffer(Buffer&& other) noexcept

@@ -1,5 +1,7 @@
-// The keys and values of one sequence: for each layer and key/value head, [capacity][head_dim], as float16
-// bits or float32. A head's positions are contiguous, because attention reads them in order.
+// The keys and values of one sequence: for each layer and key/value head, blocks of 64 positions in the
+// layout that attention reads (kernels.h), as float16 bits or float32.
+//
+// Nothing is cleared when a cache is truncated: attention never uses a position from `length` on.
 #pragma once
 
 #include <cstdint>
@@ -22,17 +24,28 @@ class KvCache {
   // Stores one position of one layer: key and value are float32 [kv_heads * head_dim], keys after RoPE.
   void store(const Kernels& kernels, std::size_t layer, std::size_t position, const float* key,
              const float* value);
-  // Attention of one query head over positions 0..keys-1; q and out are float32 [head_dim].
-  void attend(const Kernels& kernels, std::size_t layer, std::size_t kv_head, const float* q,
-              std::size_t keys, float scale, float* out) const;
+  // A tile's partial attention from position `first` on, a multiple of 64; tile.keys and tile.end count from
+  // there.
+  void attend(const Kernels& kernels, std::size_t layer, std::size_t kv_head, std::size_t first,
+              const AttentionTile& tile, const float* q, float* scratch, float* partial) const;
 
  private:
-  std::size_t offset(std::size_t layer, std::size_t kv_head, std::size_t position) const {
-    return ((layer * kv_heads_ + kv_head) * capacity_ + position) * head_dim_;
+  // Where the block of 64 that holds a position begins, in keys and in values.
+  std::size_t block(std::size_t layer, std::size_t head, std::size_t position) const {
+    return ((layer * kv_heads_ + head) * blocks_ + position / kKeyBlock) * kKeyBlock;
   }
+  std::size_t keys_at(std::size_t layer, std::size_t head, std::size_t position) const {
+    return block(layer, head, position) * head_dim_;
+  }
+  std::size_t values_at(std::size_t layer, std::size_t head, std::size_t position) const {
+    return block(layer, head, position) * padded_head(head_dim_);
+  }
+  template <class T, class Convert>
+  void scatter(std::size_t position, const float* key, const float* value, T* keys, T* values,
+               Convert convert) const;
 
   CacheType type_;
-  std::size_t layers_, kv_heads_, head_dim_, capacity_, length_ = 0;
+  std::size_t layers_, kv_heads_, head_dim_, capacity_, blocks_, length_ = 0;
   Buffer<std::uint16_t> keys16_, values16_;  // one pair is used, by type_
   Buffer<float> keys32_, values32_;
 };

@@ -69,7 +69,8 @@ void Transformer::run_chunk(const std::vector<Row>& rows, const std::vector<floa
   const std::size_t width = config_.hidden_size;
   workspace_.reserve(config_, rows.size(), pool_.threads());
   float* hidden = hidden_.reserve(rows.size() * width);
-  Context context{config_, kernels_, pool_, workspace_, rows, profile_, live_shares_};
+  const AttentionPlan plan(config_, rows);
+  Context context{config_, kernels_, pool_, workspace_, rows, plan, profile_, live_shares_};
   for (std::size_t row = 0; row < rows.size(); ++row)
     embed(weights_.embedding, rows[row].token, width, hidden + row * width);
   for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {

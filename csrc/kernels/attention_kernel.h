@@ -1,0 +1,173 @@
+// Attention of a tile of queries over cached keys and values, written once over sixteen lanes; included by
+// float_kernels.h and subject to its rules.
+//
+// Both products, q . k and p . v, have one form: sums[row] += a[row][i] * panel[i], where a panel is n
+// vectors of sixteen lanes, one behind the other. For scores the lanes are sixteen keys and i runs over
+// head_dim; for the output they are sixteen components of v and i runs over positions. No sum crosses lanes,
+// a loaded vector serves every row of the tile, and each row's operations are those it would see alone.
+
+// Rows whose sums are in registers at a time. 4 are 8 AVX2 registers, which hide the latency of the fused
+// multiply-add (4 cycles, 2 a cycle). On Zen 4, 6 and 8 were no faster, with AVX-512 neither, and 8 spill
+// with AVX2.
+constexpr std::size_t kRegisterRows = 4;
+
+template <std::size_t Rows>
+struct Sums {
+  f32x16 row[Rows];
+};
+
+template <class Source, std::size_t Rows>
+Sums<Rows> add_products(Sums<Rows> sums, const float* a, std::size_t stride,
+                        const typename Source::type* panel, std::size_t n) {
+  for (std::size_t i = 0; i < n; ++i) {
+    const f32x16 b = Source::load(panel + i * kLanes);
+    for (std::size_t r = 0; r < Rows; ++r) sums.row[r] = fma(f32x16::set1(a[r * stride + i]), b, sums.row[r]);
+  }
+  return sums;
+}
+
+// Calls f(first row, constant number of rows) until all rows are done.
+template <class Function>
+void by_register_rows(std::size_t rows, Function f) {
+  std::size_t r = 0;
+  for (; r + kRegisterRows <= rows; r += kRegisterRows)
+    f(r, std::integral_constant<std::size_t, kRegisterRows>());
+  if (r + 2 <= rows) {
+    f(r, std::integral_constant<std::size_t, 2>());
+    r += 2;
+  }
+  if (r < rows) f(r, std::integral_constant<std::size_t, 1>());
+}
+
+// What follows the `width` sums of a row in a partial result. The sums still have to be multiplied by kShrink
+// while a block is in progress.
+enum RowState : std::size_t { kMax, kSum, kShrink };
+
+// Turns one row's scores of a block into e^(score - max), 0 from position `visible` on, and updates its
+// state.
+void softmax_block(float* scores, std::size_t visible, float* state) {
+  for (std::size_t j = visible; j < kKeyBlock; ++j) scores[j] = -std::numeric_limits<float>::infinity();
+  f32x16 largest = f32x16::load(scores);
+  for (std::size_t j = kLanes; j < kKeyBlock; j += kLanes) largest = max(f32x16::load(scores + j), largest);
+  const float block_max = largest.largest(), old_max = state[kMax];
+  state[kMax] = block_max > old_max ? block_max : old_max;
+  const f32x16 maximum = f32x16::set1(state[kMax]);
+  for (std::size_t j = 0; j < kKeyBlock; j += kLanes)
+    exp(f32x16::load(scores + j) - maximum).store(scores + j);
+  for (std::size_t j = visible; j < kKeyBlock; ++j) scores[j] = 0.0f;
+  f32x16 sum = f32x16::zero();
+  for (std::size_t j = 0; j < kKeyBlock; j += kLanes) sum = sum + f32x16::load(scores + j);
+  state[kShrink] = exp1(old_max - state[kMax]);
+  state[kSum] = state[kSum] * state[kShrink] + sum.sum();
+}
+
+// One block of kKeyBlock positions, of which the tile's last token sees `keys - first`.
+template <class Source>
+void attend_block(const AttentionTile& tile, std::size_t first, const float* q,
+                  const typename Source::type* k, const typename Source::type* v, float* scores,
+                  float* partial) {
+  const std::size_t rows = tile.tokens * tile.heads, width = padded_head(tile.head_dim);
+  const std::size_t stride = width + kLanes;
+  const auto visible = [&](std::size_t row) {
+    const std::size_t keys = tile.keys - (tile.tokens - 1 - row / tile.heads) - first;
+    return keys < kKeyBlock ? keys : kKeyBlock;
+  };
+  const f32x16 scale = f32x16::set1(tile.scale);
+  for (std::size_t j = 0; j < visible(rows - 1); j += kLanes) {
+    by_register_rows(rows, [&](std::size_t r, auto count) {
+      Sums<count> sums;
+      for (f32x16& sum : sums.row) sum = f32x16::zero();
+      sums = add_products<Source>(sums, q + r * tile.head_dim, tile.head_dim, k + j * tile.head_dim,
+                                  tile.head_dim);
+      for (std::size_t i = 0; i < count; ++i) (sums.row[i] * scale).store(scores + (r + i) * kKeyBlock + j);
+    });
+  }
+  for (std::size_t r = 0; r < rows; ++r)
+    softmax_block(scores + r * kKeyBlock, visible(r), partial + r * stride + width);
+  for (std::size_t d = 0; d < width; d += kLanes) {
+    const auto* panel = v + d * kKeyBlock;
+    by_register_rows(rows, [&](std::size_t r, auto count) {
+      Sums<count> sums;
+      float* out = partial + r * stride;
+      for (std::size_t i = 0; i < count; ++i)
+        sums.row[i] = f32x16::load(out + i * stride + d) * f32x16::set1(out[i * stride + width + kShrink]);
+      const float* p = scores + r * kKeyBlock;
+      const std::size_t common = visible(r);
+      sums = add_products<Source>(sums, p, kKeyBlock, panel, common);
+      for (std::size_t i = 0; i < count; ++i) {  // later tokens see further
+        const Sums<1> one = add_products<Source>(Sums<1>{{sums.row[i]}}, p + i * kKeyBlock + common, 0,
+                                                 panel + common * kLanes, visible(r + i) - common);
+        one.row[0].store(out + i * stride + d);
+      }
+    });
+  }
+}
+
+template <class Source>
+void widen(const typename Source::type* from, std::size_t n, float* to) {
+  for (std::size_t i = 0; i < n; i += kLanes) Source::load(from + i).store(to + i);
+}
+
+template <class Source>
+void attend(const AttentionTile& tile, const float* q, const typename Source::type* k,
+            const typename Source::type* v, float* scratch, float* partial) {
+  const std::size_t rows = tile.tokens * tile.heads, width = padded_head(tile.head_dim);
+  float* const keys = scratch;
+  float* const values = keys + kKeyBlock * tile.head_dim;
+  float* const scores = values + kKeyBlock * width;
+  float* const queries = scores + kKeyBlock * rows;
+  for (std::size_t t = 0; t < tile.tokens; ++t)
+    std::memcpy(queries + t * tile.heads * tile.head_dim, q + t * tile.stride,
+                tile.heads * tile.head_dim * sizeof(float));
+  std::memset(partial, 0, tile.partial_size() * sizeof(float));
+  for (std::size_t r = 0; r < rows; ++r)
+    partial[r * (width + kLanes) + width + kMax] = -std::numeric_limits<float>::infinity();
+  // Widening a block pays from the second use on.
+  const bool widened = !std::is_same<Source, F32Source>::value && rows > kRegisterRows;
+  for (std::size_t first = 0; first < tile.end; first += kKeyBlock) {
+    if (widened) {
+      widen<Source>(k, kKeyBlock * tile.head_dim, keys);
+      widen<Source>(v, kKeyBlock * width, values);
+      attend_block<F32Source>(tile, first, queries, keys, values, scores, partial);
+    } else {
+      attend_block<Source>(tile, first, queries, k, v, scores, partial);
+    }
+    k += kKeyBlock * tile.head_dim;
+    v += kKeyBlock * width;
+  }
+}
+
+void attention_f16(const AttentionTile& tile, const float* q, const std::uint16_t* k, const std::uint16_t* v,
+                   float* scratch, float* partial) {
+  attend<F16Source>(tile, q, k, v, scratch, partial);
+}
+
+void attention_f32(const AttentionTile& tile, const float* q, const float* k, const float* v, float* scratch,
+                   float* partial) {
+  attend<F32Source>(tile, q, k, v, scratch, partial);
+}
+
+void attention_merge(const AttentionTile& tile, const float* later, float* partial) {
+  const std::size_t width = padded_head(tile.head_dim);
+  for (std::size_t r = 0; r < tile.tokens * tile.heads;
+       ++r, later += width + kLanes, partial += width + kLanes) {
+    float* left = partial + width;
+    const float* right = later + width;
+    const float old_max = left[kMax];
+    left[kMax] = right[kMax] > old_max ? right[kMax] : old_max;
+    const float keep = exp1(old_max - left[kMax]), add = exp1(right[kMax] - left[kMax]);
+    left[kSum] = left[kSum] * keep + right[kSum] * add;
+    const f32x16 keeps = f32x16::set1(keep), adds = f32x16::set1(add);
+    for (std::size_t d = 0; d < width; d += kLanes)
+      fma(f32x16::load(later + d), adds, f32x16::load(partial + d) * keeps).store(partial + d);
+  }
+}
+
+void attention_finish(const AttentionTile& tile, const float* partial, float* out) {
+  const std::size_t width = padded_head(tile.head_dim);
+  for (std::size_t r = 0; r < tile.tokens * tile.heads; ++r, partial += width + kLanes) {
+    const f32x16 divisor = f32x16::set1(partial[width + kSum]);
+    map(tile.head_dim, out + r / tile.heads * tile.stride + r % tile.heads * tile.head_dim,
+        [&](std::size_t d, std::size_t) { return f32x16::load(partial + d) / divisor; });
+  }
+}
