@@ -100,3 +100,32 @@ def test_truncating_forgets(folder):
     assert cache.length == 5
     again = model.forward([(cache, [7, 8])])
     assert_same_bits(again, run(model, [[*PROMPTS[2][:5], 7, 8]], all_logits=False))
+
+
+@pytest.mark.parametrize("kv_dtype", ["float16", "float32"])
+def test_what_a_longer_past_left_in_the_cache_does_not_leak(folder, kv_dtype):
+    model = bitnet.load_model(folder, kv_dtype=kv_dtype)
+    cache = model.new_cache(300)
+    model.forward([(cache, list(range(300)))])
+    cache.truncate(70)
+    again = model.forward([(cache, [7, 8, 9])], all_logits=True)
+    fresh = run(model, [[*range(70), 7, 8, 9]])[0][-3:]
+    assert_same_bits(again, [fresh])
+
+
+def test_long_contexts_are_shared_out_without_a_trace(tmp_path, isa):
+    """Single tokens split their context over the threads, prompts do not; 1,024 begins a segment."""
+    folder = tmp_path / "model"
+    synthesize(ModelConfig(**{**ODD, **VARIANTS["wide heads"]}), folder, seed=3)
+    ids = [token * 7 % 1000 for token in range(1030)]
+    expected = None
+    for threads in (1, 3):
+        model = bitnet.load_model(folder, isa=isa, threads=threads)
+        cache = model.new_cache(1100)
+        model.forward([(cache, ids[:1020])])
+        singly = [model.forward([(cache, [token])])[0] for token in ids[1020:]]
+        cache.truncate(960)
+        together = model.forward([(cache, ids[960:])], all_logits=True)[0][-10:]
+        assert_same_bits(singly, list(together))
+        assert_same_bits(singly, expected or singly)
+        expected = singly
