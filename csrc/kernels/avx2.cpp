@@ -210,51 +210,69 @@ void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::s
     row_dots<1>(weights + rows[i] * (columns / 4), columns, x, &x_sum, y + i, 1);
 }
 
-// Half a chunk (128 rows) at a time. The bytes of two columns are interleaved, so that vpmaddubsw adds their
-// products row by row: at most 2 * 2 * 128 = 512, and 63 pairs (32256) fit in int16.
-void ternary_columns(const std::uint8_t* chunk, const std::uint32_t* columns, const std::int8_t* x,
-                     std::size_t count, std::int32_t x_sum, std::int32_t* y) {
-  constexpr std::size_t kPairsPerFold = 62, kAhead = 16;  // even: a group is two pairs
-  const __m256i three = _mm256_set1_epi8(3);
-  for (std::size_t n = 0; n < kChunkRows; ++n) y[n] = -x_sum;
-  for (std::size_t half = 0; half < kChunkBytes; half += 32) {
-    for (std::size_t first = 0; first < count; first += 2 * kPairsPerFold) {
-      const std::size_t last = first + 2 * kPairsPerFold < count ? first + 2 * kPairsPerFold : count;
-      __m256i low[4], high[4];  // a field: rows of bytes 0-7 and 16-23, rows of bytes 8-15 and 24-31
-      for (int field = 0; field < 4; ++field) low[field] = high[field] = _mm256_setzero_si256();
-      for (std::size_t i = first; i < last; i += 2) {
-        if (i + kAhead < count)
-          for (std::size_t next = i + kAhead; next < i + kAhead + 2; ++next)
-            _mm_prefetch(reinterpret_cast<const char*>(chunk + columns[next] * kChunkBytes), _MM_HINT_T0);
-        const auto load = [&](std::size_t column) {
-          return _mm256_loadu_si256(
-              reinterpret_cast<const __m256i*>(chunk + columns[column] * kChunkBytes + half));
-        };
-        const __m256i a = load(i), b = load(i + 1);
-        std::int16_t pair;
-        std::memcpy(&pair, x + i, sizeof(pair));
-        const __m256i values = _mm256_set1_epi16(pair);
-        __m256i even = _mm256_unpacklo_epi8(a, b), odd = _mm256_unpackhi_epi8(a, b);
-        for (int field = 0; field < 4; ++field) {
-          low[field] =
-              _mm256_add_epi16(low[field], _mm256_maddubs_epi16(_mm256_and_si256(even, three), values));
-          high[field] =
-              _mm256_add_epi16(high[field], _mm256_maddubs_epi16(_mm256_and_si256(odd, three), values));
-          even = _mm256_srli_epi16(even, 2);
-          odd = _mm256_srli_epi16(odd, 2);
-        }
+// Fetches the lines of the columns to come, a few at a time while the present ones are computed.
+class ColumnFetcher {
+ public:
+  ColumnFetcher(const std::uint8_t* matrix, std::size_t stride, std::size_t chunks, ColumnList next)
+      : matrix_(matrix), stride_(stride), chunks_(chunks), next_(next) {}
+
+  void fetch(std::size_t lines) {
+    for (; lines > 0 && column_ < next_.count; --lines) {
+      const std::uint8_t* line = matrix_ + next_.columns[column_] * stride_ + chunk_ * kChunkBytes;
+      _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+      if (++chunk_ == chunks_) {
+        chunk_ = 0;
+        ++column_;
       }
-      for (std::size_t field = 0; field < 4; ++field) {
-        alignas(32) std::int16_t sums[32];
-        _mm256_store_si256(reinterpret_cast<__m256i*>(sums), low[field]);
-        _mm256_store_si256(reinterpret_cast<__m256i*>(sums + 16), high[field]);
-        std::int32_t* out = y + field * kChunkBytes + half;
-        for (std::size_t j = 0; j < 8; ++j) {
-          out[j] += sums[j];
-          out[j + 8] += sums[16 + j];
-          out[j + 16] += sums[8 + j];
-          out[j + 24] += sums[24 + j];
-        }
+    }
+  }
+
+ private:
+  const std::uint8_t* matrix_;
+  std::size_t stride_, chunks_, column_ = 0, chunk_ = 0;
+  ColumnList next_;
+};
+
+// Half a line (128 rows) at a time. The bytes of two columns are interleaved, so that vpmaddubsw adds their
+// products row by row: at most 2 * 2 * 128 = 512, and a block's 32 pairs (16384) fit in int16.
+void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t chunks, ColumnList list,
+                     ColumnList next, std::int32_t* y) {
+  const __m256i three = _mm256_set1_epi8(3);
+  ColumnFetcher fetcher(matrix, stride, chunks, next);
+  for (std::size_t half = 0; half < chunks * kChunkBytes; half += 32) {
+    __m256i low[4], high[4];  // a field: rows of bytes 0-7 and 16-23, rows of bytes 8-15 and 24-31
+    for (int field = 0; field < 4; ++field) low[field] = high[field] = _mm256_setzero_si256();
+    for (std::size_t i = 0; i < list.count; i += 2) {
+      fetcher.fetch(1);
+      const auto load = [&](std::size_t column) {
+        const std::uint8_t* bytes = matrix + list.columns[column] * stride + half;
+        return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bytes));
+      };
+      const __m256i a = load(i), b = load(i + 1);
+      std::int16_t pair;
+      std::memcpy(&pair, list.x + i, sizeof(pair));
+      const __m256i values = _mm256_set1_epi16(pair);
+      __m256i even = _mm256_unpacklo_epi8(a, b), odd = _mm256_unpackhi_epi8(a, b);
+      for (int field = 0; field < 4; ++field) {
+        low[field] =
+            _mm256_add_epi16(low[field], _mm256_maddubs_epi16(_mm256_and_si256(even, three), values));
+        high[field] =
+            _mm256_add_epi16(high[field], _mm256_maddubs_epi16(_mm256_and_si256(odd, three), values));
+        even = _mm256_srli_epi16(even, 2);
+        odd = _mm256_srli_epi16(odd, 2);
+      }
+    }
+    std::int32_t* rows = y + half / kChunkBytes * kChunkRows + half % kChunkBytes;
+    for (std::size_t field = 0; field < 4; ++field) {
+      alignas(32) std::int16_t sums[32];
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sums), low[field]);
+      _mm256_store_si256(reinterpret_cast<__m256i*>(sums + 16), high[field]);
+      std::int32_t* out = rows + field * kChunkBytes;
+      for (std::size_t j = 0; j < 8; ++j) {
+        out[j] += sums[j];
+        out[j + 8] += sums[16 + j];
+        out[j + 16] += sums[8 + j];
+        out[j + 24] += sums[24 + j];
       }
     }
   }

@@ -220,46 +220,71 @@ void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::s
   }
 }
 
-// The bytes of four columns are interleaved, so that vpdpbusd adds their four products row by row; the sums
-// of the 256 rows stay in sixteen registers over all columns.
-void ternary_columns(const std::uint8_t* chunk, const std::uint32_t* columns, const std::int8_t* x,
-                     std::size_t count, std::int32_t x_sum, std::int32_t* y) {
-  constexpr std::size_t kColumnsAhead = 64;  // measured: 128 is no better, 16 slower
-  const __m512i three = _mm512_set1_epi8(3);
-  __m512i sums[4][4];  // [field][quarter]: lane 4l + i is the row of byte 16l + 4 quarter + i
-  for (auto& field : sums)
-    for (auto& sum : field) sum = _mm512_set1_epi32(-x_sum);
-  for (std::size_t i = 0; i < count; i += kColumnGroup) {
-    const auto load = [&](std::size_t column) {
-      return _mm512_loadu_si512(chunk + columns[column] * kChunkBytes);
-    };
-    if (i + kColumnsAhead + kColumnGroup <= count)
-      for (std::size_t next = i + kAhead; next < i + kColumnsAhead + kColumnGroup; ++next)
-        _mm_prefetch(reinterpret_cast<const char*>(chunk + columns[next] * kChunkBytes), _MM_HINT_T0);
-    std::int32_t four;
-    std::memcpy(&four, x + i, sizeof(four));
-    const __m512i values = _mm512_set1_epi32(four);
-    const __m512i a = load(i), b = load(i + 1), c = load(i + 2), d = load(i + 3);
-    const __m512i ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
-    const __m512i cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
-    __m512i quarters[4] = {_mm512_unpacklo_epi16(ab_low, cd_low), _mm512_unpackhi_epi16(ab_low, cd_low),
-                           _mm512_unpacklo_epi16(ab_high, cd_high), _mm512_unpackhi_epi16(ab_high, cd_high)};
-#pragma GCC unroll 4
-    for (int field = 0; field < 4; ++field) {
-#pragma GCC unroll 4
-      for (int quarter = 0; quarter < 4; ++quarter) {
-        const __m512i codes = _mm512_and_si512(quarters[quarter], three);
-        sums[field][quarter] = _mm512_dpbusd_epi32(sums[field][quarter], codes, values);
-        quarters[quarter] = _mm512_srli_epi16(quarters[quarter], 2);
+// Fetches the lines of the columns to come, a few at a time while the present ones are computed.
+class ColumnFetcher {
+ public:
+  ColumnFetcher(const std::uint8_t* matrix, std::size_t stride, std::size_t chunks, ColumnList next)
+      : matrix_(matrix), stride_(stride), chunks_(chunks), next_(next) {}
+
+  void fetch(std::size_t lines) {
+    for (; lines > 0 && column_ < next_.count; --lines) {
+      const std::uint8_t* line = matrix_ + next_.columns[column_] * stride_ + chunk_ * kChunkBytes;
+      _mm_prefetch(reinterpret_cast<const char*>(line), _MM_HINT_T0);
+      if (++chunk_ == chunks_) {
+        chunk_ = 0;
+        ++column_;
       }
     }
   }
-  for (std::size_t field = 0; field < 4; ++field) {
-    for (std::size_t quarter = 0; quarter < 4; ++quarter) {
-      alignas(64) std::int32_t lanes[16];
-      _mm512_store_si512(lanes, sums[field][quarter]);
-      for (std::size_t l = 0; l < 4; ++l)
-        std::memcpy(y + field * kChunkBytes + 16 * l + 4 * quarter, lanes + 4 * l, 4 * sizeof(std::int32_t));
+
+ private:
+  const std::uint8_t* matrix_;
+  std::size_t stride_, chunks_, column_ = 0, chunk_ = 0;
+  ColumnList next_;
+};
+
+// The bytes of four columns are interleaved, so that vpdpbusd adds their four products row by row; the sums
+// of a chunk stay in sixteen registers over the columns.
+void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t chunks, ColumnList list,
+                     ColumnList next, std::int32_t* y) {
+  const __m512i three = _mm512_set1_epi8(3);
+  ColumnFetcher fetcher(matrix, stride, chunks, next);
+  for (std::size_t chunk = 0; chunk < chunks; ++chunk, y += kChunkRows) {
+    __m512i sums[4][4];  // [field][quarter]: lane 4l + i is the row of byte 16l + 4 quarter + i
+    for (auto& field : sums)
+      for (auto& sum : field) sum = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < list.count; i += kColumnGroup) {
+      fetcher.fetch(kColumnGroup);
+      const auto load = [&](std::size_t column) {
+        return _mm512_loadu_si512(matrix + list.columns[column] * stride + chunk * kChunkBytes);
+      };
+      std::int32_t four;
+      std::memcpy(&four, list.x + i, sizeof(four));
+      const __m512i values = _mm512_set1_epi32(four);
+      const __m512i a = load(i), b = load(i + 1), c = load(i + 2), d = load(i + 3);
+      const __m512i ab_low = _mm512_unpacklo_epi8(a, b), ab_high = _mm512_unpackhi_epi8(a, b);
+      const __m512i cd_low = _mm512_unpacklo_epi8(c, d), cd_high = _mm512_unpackhi_epi8(c, d);
+      __m512i quarters[4] = {_mm512_unpacklo_epi16(ab_low, cd_low), _mm512_unpackhi_epi16(ab_low, cd_low),
+                             _mm512_unpacklo_epi16(ab_high, cd_high),
+                             _mm512_unpackhi_epi16(ab_high, cd_high)};
+      // Unrolled by hand, or GCC keeps the sums in memory.
+#pragma GCC unroll 4
+      for (int field = 0; field < 4; ++field) {
+#pragma GCC unroll 4
+        for (int quarter = 0; quarter < 4; ++quarter) {
+          const __m512i codes = _mm512_and_si512(quarters[quarter], three);
+          sums[field][quarter] = _mm512_dpbusd_epi32(sums[field][quarter], codes, values);
+          quarters[quarter] = _mm512_srli_epi16(quarters[quarter], 2);
+        }
+      }
+    }
+    for (std::size_t field = 0; field < 4; ++field) {
+      for (std::size_t quarter = 0; quarter < 4; ++quarter) {
+        alignas(64) std::int32_t lanes[16];
+        _mm512_store_si512(lanes, sums[field][quarter]);
+        for (std::size_t lane = 0; lane < 16; ++lane)
+          y[field * kChunkBytes + lane / 4 * 16 + 4 * quarter + lane % 4] += lanes[lane];
+      }
     }
   }
 }

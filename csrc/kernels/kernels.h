@@ -18,11 +18,20 @@ namespace bitnet {
 constexpr std::size_t kBlockWeights = 128;
 constexpr std::size_t kBlockBytes = 32;
 
-// Matrices read by column come in chunks of 256 rows, so that a column is one cache line and its sums fit in
-// registers.
+// A matrix that is read by column holds whole columns, one behind the other, so that the few that are live
+// come in runs of cache lines. 256 rows (a chunk) are one line: byte j holds rows j, 64+j, 128+j, 192+j, low
+// bits first.
 constexpr std::size_t kChunkRows = 256;
 constexpr std::size_t kChunkBytes = kChunkRows / 4;
+constexpr std::size_t kColumnBlock = 64;  // columns a call: int16 sums hold them, and 40 KB of 2B4T's fit L2
 constexpr std::size_t kColumnGroup = 4;
+
+// Live columns of one token: numbers and int8 inputs, padded to whole groups with input 0.
+struct ColumnList {
+  const std::uint32_t* columns;
+  const std::int8_t* x;
+  std::size_t count;
+};
 
 constexpr std::size_t padded_columns(std::size_t columns) {
   return (columns + kBlockWeights - 1) / kBlockWeights * kBlockWeights;
@@ -94,12 +103,13 @@ struct Kernels {
   void (*ternary_rows)(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,
                        std::size_t columns, const std::int8_t* x, std::int32_t x_sum, std::int32_t* y);
 
-  // The same for 256 rows stored by column, from the `count` columns listed (a multiple of kColumnGroup):
-  // y[n] = sum over i of value[n][columns[i]] * x[i].
-  //   chunk  [columns][64 bytes]: byte j of a column holds rows j, 64+j, 128+j, 192+j, low bits first
-  //   x_sum  sum of x;  y  int32 [256]
-  void (*ternary_columns)(const std::uint8_t* chunk, const std::uint32_t* columns, const std::int8_t* x,
-                          std::size_t count, std::int32_t x_sum, std::int32_t* y);
+  // The same from some columns, at most kColumnBlock and a multiple of kColumnGroup of them:
+  // y[n] += sum over i of code[n][columns[i]] * x[i], codes being value + 1.
+  //   matrix  the first chunk of column 0; columns are `stride` bytes apart
+  //   y       int32 [chunks * 256]
+  //   next    the columns of the call to come, fetched meanwhile (may be empty)
+  void (*ternary_columns)(const std::uint8_t* matrix, std::size_t stride, std::size_t chunks, ColumnList list,
+                          ColumnList next, std::int32_t* y);
 
   // The same with 4-bit codes 0..15 of value code - 8: y[t][n] = sum over k of (code[n][k] - 8) * x[t][k].
   //   weights  rows x columns/2 bytes; of each 64 weights, byte j holds weight j in its low and weight

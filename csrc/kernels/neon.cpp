@@ -149,17 +149,17 @@ void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::s
     y[i] = row_dot(weights + rows[i] * (columns / 4), x, columns) - x_sum;
 }
 
-// Sixteen bytes of each column at a time: 64 rows, whose sums stay in registers over all columns.
-void ternary_columns(const std::uint8_t* chunk, const std::uint32_t* columns, const std::int8_t* x,
-                     std::size_t count, std::int32_t x_sum, std::int32_t* y) {
+// Sixteen bytes of each column at a time: 64 rows, whose sums stay in registers over the columns.
+void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t chunks, ColumnList list,
+                     ColumnList /*next*/, std::int32_t* y) {
   const uint8x16_t three = vdupq_n_u8(3);
-  for (std::size_t part = 0; part < kChunkBytes; part += 16) {
+  for (std::size_t part = 0; part < chunks * kChunkBytes; part += 16) {
     int32x4_t sums[4][4];
     for (auto& field : sums)
-      for (auto& sum : field) sum = vdupq_n_s32(-x_sum);
-    for (std::size_t i = 0; i < count; ++i) {
-      const uint8x16_t packed = vld1q_u8(chunk + columns[i] * kChunkBytes + part);
-      const int8x8_t value = vdup_n_s8(x[i]);
+      for (auto& sum : field) sum = vdupq_n_s32(0);
+    for (std::size_t i = 0; i < list.count; ++i) {
+      const uint8x16_t packed = vld1q_u8(matrix + list.columns[i] * stride + part);
+      const int8x8_t value = vdup_n_s8(list.x[i]);
       const uint8x16_t fields[4] = {vandq_u8(packed, three), vandq_u8(vshrq_n_u8(packed, 2), three),
                                     vandq_u8(vshrq_n_u8(packed, 4), three), vshrq_n_u8(packed, 6)};
       for (int field = 0; field < 4; ++field) {
@@ -172,9 +172,13 @@ void ternary_columns(const std::uint8_t* chunk, const std::uint32_t* columns, co
         sums[field][3] = vaddw_s16(sums[field][3], vget_high_s16(high));
       }
     }
-    for (std::size_t field = 0; field < 4; ++field)
-      for (std::size_t quarter = 0; quarter < 4; ++quarter)
-        vst1q_s32(y + field * kChunkBytes + part + 4 * quarter, sums[field][quarter]);
+    std::int32_t* rows = y + part / kChunkBytes * kChunkRows + part % kChunkBytes;
+    for (std::size_t field = 0; field < 4; ++field) {
+      for (std::size_t quarter = 0; quarter < 4; ++quarter) {
+        std::int32_t* out = rows + field * kChunkBytes + 4 * quarter;
+        vst1q_s32(out, vaddq_s32(vld1q_s32(out), sums[field][quarter]));
+      }
+    }
   }
 }
 

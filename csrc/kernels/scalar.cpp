@@ -167,13 +167,15 @@ void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::s
     ternary_gemm(weights + rows[i] * (columns / 4), 1, columns, x, &x_sum, 1, y + i, 1);
 }
 
-void ternary_columns(const std::uint8_t* chunk, const std::uint32_t* columns, const std::int8_t* x,
-                     std::size_t count, std::int32_t x_sum, std::int32_t* y) {
-  for (std::size_t n = 0; n < kChunkRows; ++n) y[n] = -x_sum;
-  for (std::size_t i = 0; i < count; ++i) {
-    const std::uint8_t* column = chunk + columns[i] * kChunkBytes;
-    for (std::size_t n = 0; n < kChunkRows; ++n)
-      y[n] += ((column[n % kChunkBytes] >> (n / kChunkBytes * 2)) & 3) * x[i];
+void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t chunks, ColumnList list,
+                     ColumnList /*next*/, std::int32_t* y) {
+  for (std::size_t i = 0; i < list.count; ++i) {
+    const std::uint8_t* column = matrix + list.columns[i] * stride;
+    for (std::size_t n = 0; n < chunks * kChunkRows; ++n) {
+      const std::size_t row = n % kChunkRows;
+      const unsigned byte = column[n / kChunkRows * kChunkBytes + row % kChunkBytes];
+      y[n] += static_cast<int>((byte >> (row / kChunkBytes * 2)) & 3) * list.x[i];
+    }
   }
 }
 

@@ -142,17 +142,20 @@ class SelfTest {
                                   expected.data());
       candidate_.ternary_rows(weights.data(), rows.data(), rows.size(), columns, x.data(), 17, found.data());
       compare("listed rows", expected, found);
-      for (std::size_t count :
-           {std::size_t{0}, std::size_t{4}, std::size_t{124}, std::size_t{128}, columns}) {
-        // All +1 times all -128 in the first rows: the largest sums.
-        std::vector<std::uint32_t> list(count);
-        for (auto& column : list) column = static_cast<std::uint32_t>(random_() % columns);
+      const std::size_t chunks = 3, stride = 4 * kChunkBytes;  // a matrix of four chunks, from the second on
+      for (std::size_t count : {0, 4, 60, 64}) {
+        std::vector<std::uint32_t> list(count), next{1, 0, 9, 9};
+        for (auto& column : list) column = static_cast<std::uint32_t>(random_() % (columns / 4 - 1));
         std::vector<std::int8_t> values(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(count));
+        // The second time all +1 times all -128: the largest sums.
         for (int extreme = 0; extreme < 2; ++extreme) {
-          std::vector<std::int32_t> all(kChunkRows, -7), some(kChunkRows, -9);
-          scalar_kernels.ternary_columns(chunk.data(), list.data(), values.data(), count, -31, all.data());
-          candidate_.ternary_columns(chunk.data(), list.data(), values.data(), count, -31, some.data());
-          compare(std::to_string(count) + " columns", all, some);
+          std::vector<std::int32_t> expected_rows(chunks * kChunkRows, -7),
+              found_rows(chunks * kChunkRows, -7);
+          const ColumnList now{list.data(), values.data(), count}, later{next.data(), x.data(), 4};
+          const std::uint8_t* matrix = chunk.data() + kChunkBytes;
+          scalar_kernels.ternary_columns(matrix, stride, chunks, now, later, expected_rows.data());
+          candidate_.ternary_columns(matrix, stride, chunks, now, later, found_rows.data());
+          compare(std::to_string(count) + " columns", expected_rows, found_rows);
           std::fill(chunk.begin(), chunk.end(), std::uint8_t{0xaa});
           std::fill(values.begin(), values.end(), std::int8_t{-128});
         }

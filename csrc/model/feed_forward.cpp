@@ -73,15 +73,26 @@ bool run_live_columns(Context& context, const Linear& down, float* hidden) {
     space.live_values.push_back(0);
   }
   const float factor = down.scale / x.scales.data()[0];
-  context.pool.run(down.row_chunks(), [&](std::size_t chunk, std::size_t) {
-    std::int32_t sums[kChunkRows];
-    float delta[kChunkRows];
-    context.kernels.ternary_columns(down.chunk(chunk), live.data(), space.live_values.data(), live.size(),
-                                    x.sums.data()[0], sums);
-    const std::size_t first = chunk * kChunkRows, count = std::min(kChunkRows, down.rows - first);
-    context.kernels.dequantize(sums, count, factor, down.bias.empty() ? nullptr : down.bias.data() + first,
-                               delta);
-    for (std::size_t i = 0; i < count; ++i) hidden[first + i] += delta[i];
+  const std::size_t chunks = down.row_chunks(), parts = std::min(chunks, context.pool.threads());
+  context.pool.run(parts, [&](std::size_t part, std::size_t) {
+    const std::size_t from = chunks * part / parts, to = chunks * (part + 1) / parts;
+    const std::uint8_t* matrix = down.by_column.data() + from * kChunkBytes;
+    std::vector<std::int32_t> sums((to - from) * kChunkRows, -x.sums.data()[0]);
+    const auto block = [&](std::size_t first) {
+      const std::size_t start = std::min(first, live.size());
+      return ColumnList{live.data() + start, space.live_values.data() + start,
+                        std::min(kColumnBlock, live.size() - start)};
+    };
+    for (std::size_t first = 0; first < live.size(); first += kColumnBlock)
+      context.kernels.ternary_columns(matrix, down.column_bytes(), to - from, block(first),
+                                      block(first + kColumnBlock), sums.data());
+    for (std::size_t row = from * kChunkRows; row < std::min(to * kChunkRows, down.rows); row += kTaskRows) {
+      float delta[kTaskRows];
+      const std::size_t count = std::min(kTaskRows, down.rows - row);
+      context.kernels.dequantize(sums.data() + (row - from * kChunkRows), count, factor,
+                                 down.bias.empty() ? nullptr : down.bias.data() + row, delta);
+      for (std::size_t i = 0; i < count; ++i) hidden[row + i] += delta[i];
+    }
   });
   return true;
 }

@@ -154,20 +154,22 @@ Linear Linear::from_packed(const std::uint8_t* packed, std::size_t rows, std::si
 }
 
 void Linear::add_columns(const std::uint8_t* packed, ThreadPool& pool) {
-  by_column = Buffer<std::uint8_t>(row_chunks() * columns * kChunkBytes);
+  constexpr std::size_t kTaskColumns = 64;
+  by_column = Buffer<std::uint8_t>(columns * column_bytes());
   const std::size_t quarter = rows / 4;
-  pool.run(row_chunks(), [&](std::size_t index, std::size_t) {
-    std::uint8_t* out = by_column.data() + index * columns * kChunkBytes;
-    std::fill(out, out + columns * kChunkBytes,
-              std::uint8_t{0x55});  // code 1, value 0, in rows that do not exist
-    const std::size_t first = index * kChunkRows, last = std::min(first + kChunkRows, rows);
-    for (std::size_t row = first; row < last; ++row) {
-      const std::size_t field = (row - first) / kChunkBytes, byte = (row - first) % kChunkBytes;
+  pool.run((columns + kTaskColumns - 1) / kTaskColumns, [&](std::size_t task, std::size_t) {
+    const std::size_t first = task * kTaskColumns, last = std::min(first + kTaskColumns, columns);
+    // code 1, value 0, in the rows of the last chunk that do not exist
+    std::fill(by_column.data() + first * column_bytes(), by_column.data() + last * column_bytes(),
+              std::uint8_t{0x55});
+    for (std::size_t row = 0; row < rows; ++row) {
+      const std::size_t field = row % kChunkRows / kChunkBytes;
+      const std::size_t byte = row / kChunkRows * kChunkBytes + row % kChunkBytes;
       const std::uint8_t* source = packed + row % quarter * columns;
       const unsigned shift = static_cast<unsigned>(2 * (row / quarter));
-      const auto clear = static_cast<std::uint8_t>(~(3u << (2 * field)));
-      for (std::size_t column = 0; column < columns; ++column) {
-        std::uint8_t& to = out[column * kChunkBytes + byte];
+      const unsigned clear = ~(3u << (2 * field));
+      for (std::size_t column = first; column < last; ++column) {
+        std::uint8_t& to = by_column.data()[column * column_bytes() + byte];
         to = static_cast<std::uint8_t>((to & clear) | (((source[column] >> shift) & 3u) << (2 * field)));
       }
     }

@@ -36,13 +36,11 @@ struct Linear {
   float scale = 0.0f;
   std::vector<float> bias;  // empty, or one a row
 
-  // A second copy for reading single columns (only where `add_columns` made it): chunks of 256 rows, each
-  // [columns][64 bytes] as kernels.h says.
+  // A second copy for reading single columns (only where `add_columns` made it): [columns][column_bytes()],
+  // as kernels.h says.
   Buffer<std::uint8_t> by_column;
   std::size_t row_chunks() const { return (rows + kChunkRows - 1) / kChunkRows; }
-  const std::uint8_t* chunk(std::size_t index) const {
-    return by_column.data() + index * columns * kChunkBytes;
-  }
+  std::size_t column_bytes() const { return row_chunks() * kChunkBytes; }
   void add_columns(const std::uint8_t* packed, ThreadPool& pool);
 
   // From a checkpoint's layout, uint8 [rows / 4][columns]: with R = rows / 4, the code of row r + i * R
