@@ -140,20 +140,16 @@ void Shortlist::run_token_batch(const Kernels& kernels, ThreadPool& pool, const 
       float best = -std::numeric_limits<float>::infinity();
       for (std::size_t r = 0; r < n; ++r) {
         out[r] = static_cast<float>(sums[t * kBlockRows + r]) * (scales_[first + r] * inverse);
-        const float sure = out[r] - (residuals_[first + r] * by_residual[t] + norms_[first + r] * by_norm[t]);
-        best = sure > best ? sure : best;
+        best = out[r] > best ? out[r] : best;
       }
       block_best_.data()[t * blocks + block] = best;
     }
   });
 
   float threshold[kBatchTokens];
-  for (std::size_t t = 0; t < count; ++t) {
-    float* best = block_best_.data() + t * blocks;
-    const std::size_t rank = std::min(kExact, blocks) - 1;
-    std::nth_element(best, best + rank, best + blocks, std::greater<float>());
-    threshold[t] = blocks >= kExact ? best[rank] : -std::numeric_limits<float>::infinity();
-  }
+  for (std::size_t t = 0; t < count; ++t)
+    threshold[t] = exact_threshold(kernels, pool, head, normed + t * columns_,
+                                   block_best_.data() + t * blocks, logits + t * rows_);
   std::atomic<std::size_t> exact{0};
   pool.run(blocks, [&](std::size_t block, std::size_t) {
     const std::size_t first = block * kBlockRows, last = std::min(first + kBlockRows, rows_);
@@ -171,6 +167,34 @@ void Shortlist::run_token_batch(const Kernels& kernels, ThreadPool& pool, const 
   });
   exact_rows_ += exact.load();
   tokens_ += count;
+}
+
+// Computes the rows of one token exactly that reach the kExact-th best block's best 4-bit logit, and returns
+// the kExact-th largest of them: a value that at least kExact rows reach.
+float Shortlist::exact_threshold(const Kernels& kernels, ThreadPool& pool, const Table& head, const float* x,
+                                 float* block_best, float* logits) {
+  const std::size_t blocks = (rows_ + kBlockRows - 1) / kBlockRows;
+  if (blocks < kExact) return -std::numeric_limits<float>::infinity();
+  best_exact_.assign(block_best, block_best + blocks);
+  std::nth_element(best_exact_.begin(), best_exact_.begin() + (kExact - 1), best_exact_.end(),
+                   std::greater<float>());
+  const float reach = best_exact_[kExact - 1];
+  best_rows_.clear();
+  for (std::size_t block = 0; block < blocks; ++block) {
+    if (block_best[block] < reach) continue;
+    for (std::size_t r = block * kBlockRows; r < std::min((block + 1) * kBlockRows, rows_); ++r)
+      if (logits[r] >= reach) best_rows_.push_back(static_cast<std::uint32_t>(r));
+  }
+  if (best_rows_.size() < kExact) return -std::numeric_limits<float>::infinity();  // NaN logits: all exact
+  best_exact_.resize(best_rows_.size());
+  constexpr std::size_t kTask = 16;
+  pool.run((best_rows_.size() + kTask - 1) / kTask, [&](std::size_t task, std::size_t) {
+    for (std::size_t i = task * kTask; i < std::min((task + 1) * kTask, best_rows_.size()); ++i)
+      best_exact_[i] = logits[best_rows_[i]] = exact_logit(kernels, head, best_rows_[i], x, columns_);
+  });
+  std::nth_element(best_exact_.begin(), best_exact_.begin() + (kExact - 1), best_exact_.end(),
+                   std::greater<float>());
+  return best_exact_[kExact - 1];
 }
 
 }  // namespace bitnet
