@@ -35,19 +35,24 @@ struct AttentionPlan {
   AttentionPlan(const Config& config, const std::vector<Row>& rows);
 };
 
-// How much of the feed-forward layers single tokens needed, since the model was loaded.
+// How much of the feed-forward layers tokens in small batches needed, since the model was loaded.
 struct LiveShares {
-  std::size_t tokens = 0;        // single tokens times layers
+  std::size_t tokens = 0;        // tokens times layers
   std::size_t up_rows = 0;       // neurons whose gate is positive
   std::size_t down_columns = 0;  // int8 inputs of down that are not 0
+};
+
+// What of one token's feed-forward layer is not dead: rows of up, or columns of down and their int8 inputs.
+struct LiveList {
+  std::vector<std::uint32_t> indices;
+  std::vector<std::int8_t> values;
 };
 
 struct Workspace {
   QuantizedRows quantized;
   Buffer<float> query, key, value, attended;  // [rows][heads * head_dim] and alike
   Buffer<float> gate, up;                     // [rows][intermediate_size]
-  std::vector<std::uint32_t> live;            // rows or columns of one token that are not dead
-  std::vector<std::int8_t> live_values;       // the codes of live columns
+  std::vector<LiveList> live;                 // a token
   Buffer<float> normed;                       // [threads][widest row]
   Buffer<float> scratch, partial;             // of the attention kernels
 

@@ -6,9 +6,19 @@ namespace bitnet {
 namespace {
 
 constexpr std::size_t kTaskRows = 64;
-// Columns are read one cache line at a time, in no order the prefetcher knows, which costs about twice the
-// time a byte of the streamed rows does. Measured on 2B4T's shape: equal at half of the columns live.
-constexpr double kColumnsPay = 0.5;
+// Tokens that look for dead neurons: each reads its own rows and columns, so more never pay.
+constexpr std::size_t kFewTokens = 4;
+// Live shares, summed over the tokens, up to which leaving out the dead ones pays. Listed rows stream nearly
+// as fast as all of them. Columns are short runs of cache lines, which cost about three times what the same
+// bytes of streamed rows do. (Zen 4, 2B4T's shape, one and two threads: equal at 0.28 to 0.30.)
+constexpr double kRowsPay = 0.9;
+constexpr double kColumnsPay = 0.29;
+
+bool pays(const std::vector<LiveList>& lists, double share, std::size_t all) {
+  std::size_t live = 0;
+  for (const LiveList& list : lists) live += list.indices.size();
+  return static_cast<double>(live) <= share * static_cast<double>(all);
+}
 
 void run_gated_product(Context& context, std::size_t width) {
   Workspace& space = context.workspace;
@@ -20,70 +30,88 @@ void run_gated_product(Context& context, std::size_t width) {
   });
 }
 
-// up [width] of one token: the live rows computed, 0 in the others, which the product never sees.
-void run_live_rows(Context& context, const Linear& up) {
+// The rows whose gate is positive, for every token. Without a branch: half of the gates of random weights are
+// positive, in no order a branch predictor learns. NaN is live.
+void find_live_rows(Context& context, std::size_t width) {
   Workspace& space = context.workspace;
-  const Kernels& kernels = context.kernels;
-  std::vector<std::uint32_t>& live = space.live;
-  // No branch: half of the gates are positive, in no order a branch predictor learns. NaN is live.
-  live.resize(up.rows);
-  std::size_t found = 0;
-  for (std::size_t row = 0; row < up.rows; ++row) {
-    space.up.data()[row] = 0.0f;
-    live[found] = static_cast<std::uint32_t>(row);
-    found += space.gate.data()[row] <= 0.0f ? 0 : 1;
+  space.live.resize(context.rows.size());
+  for (std::size_t t = 0; t < context.rows.size(); ++t) {
+    const float* gate = space.gate.data() + t * width;
+    std::vector<std::uint32_t>& indices = space.live[t].indices;
+    indices.resize(width);
+    std::size_t found = 0;
+    for (std::size_t row = 0; row < width; ++row) {
+      indices[found] = static_cast<std::uint32_t>(row);
+      found += gate[row] <= 0.0f ? 0 : 1;
+    }
+    indices.resize(found);
+    context.live_shares.up_rows += found;
   }
-  live.resize(found);
-  context.live_shares.up_rows += live.size();
-  const QuantizedRows& x = space.quantized;
-  const float factor = up.scale / x.scales.data()[0];
+  context.live_shares.tokens += context.rows.size();
+}
+
+// up [width] of token t: the live rows computed, 0 in the others, which the product never sees.
+void run_live_rows(Context& context, const Linear& up, std::size_t t) {
+  const Kernels& kernels = context.kernels;
+  const QuantizedRows& x = context.workspace.quantized;
+  const std::vector<std::uint32_t>& live = context.workspace.live[t].indices;
+  float* y = context.workspace.up.data() + t * up.rows;
+  std::fill(y, y + up.rows, 0.0f);
+  const float factor = up.scale / x.scales.data()[t];
   context.pool.run((live.size() + kTaskRows - 1) / kTaskRows, [&](std::size_t task, std::size_t) {
     const std::uint32_t* rows = live.data() + task * kTaskRows;
     const std::size_t count = std::min(kTaskRows, live.size() - task * kTaskRows);
     std::int32_t sums[kTaskRows];
     float values[kTaskRows], bias[kTaskRows];
-    kernels.ternary_rows(up.weights.data(), rows, count, x.columns, x.codes.data(), x.sums.data()[0], sums);
+    kernels.ternary_rows(up.weights.data(), rows, count, x.columns, x.codes.data() + t * x.columns,
+                         x.sums.data()[t], sums);
     if (!up.bias.empty())
       for (std::size_t i = 0; i < count; ++i) bias[i] = up.bias[rows[i]];
     kernels.dequantize(sums, count, factor, up.bias.empty() ? nullptr : bias, values);
-    for (std::size_t i = 0; i < count; ++i) space.up.data()[rows[i]] = values[i];
+    for (std::size_t i = 0; i < count; ++i) y[rows[i]] = values[i];
   });
 }
 
-// hidden += down of one token, from its live columns; false if so many are live that rows are faster.
-bool run_live_columns(Context& context, const Linear& down, float* hidden) {
-  Workspace& space = context.workspace;
-  const QuantizedRows& x = space.quantized;
-  std::vector<std::uint32_t>& live = space.live;
-  live.resize(down.columns);
-  space.live_values.resize(down.columns);
-  std::size_t found = 0;
-  for (std::size_t column = 0; column < down.columns; ++column) {
-    const std::int8_t code = x.codes.data()[column];
-    live[found] = static_cast<std::uint32_t>(column);
-    space.live_values[found] = code;
-    found += code != 0 ? 1 : 0;
+// The columns of down whose int8 input is not 0, for every token.
+void find_live_columns(Context& context, std::size_t width) {
+  const QuantizedRows& x = context.workspace.quantized;
+  for (std::size_t t = 0; t < context.rows.size(); ++t) {
+    const std::int8_t* codes = x.codes.data() + t * x.columns;
+    LiveList& list = context.workspace.live[t];
+    list.indices.resize(width);
+    list.values.resize(width);
+    std::size_t found = 0;
+    for (std::size_t column = 0; column < width; ++column) {
+      list.indices[found] = static_cast<std::uint32_t>(column);
+      list.values[found] = codes[column];
+      found += codes[column] != 0 ? 1 : 0;
+    }
+    context.live_shares.down_columns += found;
+    // whole groups: a column times 0 adds nothing
+    const std::size_t padded = (found + kColumnGroup - 1) / kColumnGroup * kColumnGroup;
+    list.indices.resize(found);
+    list.values.resize(found);
+    list.indices.resize(padded, 0);
+    list.values.resize(padded, 0);
   }
-  live.resize(found);
-  space.live_values.resize(found);
-  context.live_shares.down_columns += live.size();
-  if (static_cast<double>(live.size()) > kColumnsPay * static_cast<double>(down.columns)) return false;
-  while (live.size() % kColumnGroup != 0) {  // whole groups: a column times 0 adds nothing
-    live.push_back(0);
-    space.live_values.push_back(0);
-  }
-  const float factor = down.scale / x.scales.data()[0];
+}
+
+// hidden [hidden_size] += down of token t, from its live columns.
+void run_live_columns(Context& context, const Linear& down, std::size_t t, float* hidden) {
+  const QuantizedRows& x = context.workspace.quantized;
+  const LiveList& live = context.workspace.live[t];
+  const float factor = down.scale / x.scales.data()[t];
   const std::size_t chunks = down.row_chunks(), parts = std::min(chunks, context.pool.threads());
   context.pool.run(parts, [&](std::size_t part, std::size_t) {
     const std::size_t from = chunks * part / parts, to = chunks * (part + 1) / parts;
     const std::uint8_t* matrix = down.by_column.data() + from * kChunkBytes;
-    std::vector<std::int32_t> sums((to - from) * kChunkRows, -x.sums.data()[0]);
+    std::vector<std::int32_t> sums((to - from) * kChunkRows, -x.sums.data()[t]);
     const auto block = [&](std::size_t first) {
-      const std::size_t start = std::min(first, live.size());
-      return ColumnList{live.data() + start, space.live_values.data() + start,
-                        std::min(kColumnBlock, live.size() - start)};
+      const std::size_t start = std::min(first, live.indices.size());
+      return ColumnList{live.indices.data() + start, live.values.data() + start,
+                        std::min(kColumnBlock, live.indices.size() - start)};
     };
-    for (std::size_t first = 0; first < live.size(); first += kColumnBlock)
+    for (std::size_t first = 0; first < live.indices.size(); first += kColumnBlock)
       context.kernels.ternary_columns(matrix, down.column_bytes(), to - from, block(first),
                                       block(first + kColumnBlock), sums.data());
     for (std::size_t row = from * kChunkRows; row < std::min(to * kChunkRows, down.rows); row += kTaskRows) {
@@ -94,35 +122,49 @@ bool run_live_columns(Context& context, const Linear& down, float* hidden) {
       for (std::size_t i = 0; i < count; ++i) hidden[row + i] += delta[i];
     }
   });
-  return true;
+}
+
+void run_gate_and_up(Context& context, const Layer& layer, bool skip_dead) {
+  Workspace& space = context.workspace;
+  const std::size_t rows = context.rows.size(), width = context.config.intermediate_size;
+  const LinearOutput gate{&layer.gate, space.gate.data(), width}, up{&layer.up, space.up.data(), width};
+  if (!skip_dead) return run_linears(context.kernels, context.pool, space.quantized, rows, {gate, up});
+  run_linears(context.kernels, context.pool, space.quantized, rows, {gate});
+  find_live_rows(context, width);
+  if (!pays(space.live, kRowsPay, width))
+    return run_linears(context.kernels, context.pool, space.quantized, rows, {up});
+  for (std::size_t t = 0; t < rows; ++t) run_live_rows(context, layer.up, t);
+}
+
+void run_down(Context& context, const Layer& layer, bool skip_dead, float* hidden) {
+  Workspace& space = context.workspace;
+  const std::size_t rows = context.rows.size(), hidden_size = context.config.hidden_size;
+  if (skip_dead) {
+    find_live_columns(context, context.config.intermediate_size);
+    if (pays(space.live, kColumnsPay, context.config.intermediate_size)) {
+      for (std::size_t t = 0; t < rows; ++t)
+        run_live_columns(context, layer.down, t, hidden + t * hidden_size);
+      return;
+    }
+  }
+  run_linears(context.kernels, context.pool, space.quantized, rows,
+              {{&layer.down, hidden, hidden_size, true}});
 }
 
 }  // namespace
 
 void run_feed_forward(Context& context, const Layer& layer, float* hidden) {
-  const Config& config = context.config;
-  Workspace& space = context.workspace;
-  const std::size_t rows = context.rows.size(), width = config.intermediate_size;
-  const bool skip_dead = rows == 1 && config.activation == Activation::relu2;
+  const std::size_t width = context.config.intermediate_size;
+  const bool skip_dead = context.rows.size() <= kFewTokens && context.config.activation == Activation::relu2;
   {
     const Profile::Scope scope(context.profile, Part::gate_up);
     norm_and_quantize(context, hidden, layer.post_attention_norm);
-    if (skip_dead) {
-      ++context.live_shares.tokens;
-      run_linears(context.kernels, context.pool, space.quantized, rows,
-                  {{&layer.gate, space.gate.data(), width}});
-      run_live_rows(context, layer.up);
-    } else {
-      run_linears(context.kernels, context.pool, space.quantized, rows,
-                  {{&layer.gate, space.gate.data(), width}, {&layer.up, space.up.data(), width}});
-    }
+    run_gate_and_up(context, layer, skip_dead);
   }
   const Profile::Scope scope(context.profile, Part::down);
   run_gated_product(context, width);
-  norm_and_quantize(context, space.gate.data(), layer.feed_forward_sub_norm);
-  if (skip_dead && run_live_columns(context, layer.down, hidden)) return;
-  run_linears(context.kernels, context.pool, space.quantized, rows,
-              {{&layer.down, hidden, config.hidden_size, true}});
+  norm_and_quantize(context, context.workspace.gate.data(), layer.feed_forward_sub_norm);
+  run_down(context, layer, skip_dead, hidden);
 }
 
 }  // namespace bitnet

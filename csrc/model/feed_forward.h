@@ -9,8 +9,8 @@ namespace bitnet {
 // overflows float16.
 //
 // A neuron whose gate is not positive is dead: relu(gate)^2 * up = 0 whatever `up` is, and so is a column of
-// down whose int8 input is 0. A single token therefore computes only the live rows of up, then reads only the
-// live columns of down. No bit changes: what is left out is exactly 0.
+// down whose int8 input is 0. Few tokens therefore compute only their live rows of up, then read only their
+// live columns of down, where that pays. No bit changes: what is left out is exactly 0.
 void run_feed_forward(Context& context, const Layer& layer, float* hidden);
 
 }  // namespace bitnet

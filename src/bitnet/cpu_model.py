@@ -7,6 +7,8 @@ load; embedding and head are read in place from the memory-mapped file.
 from __future__ import annotations
 
 import os
+import sys
+import weakref
 from collections.abc import Sequence
 from typing import Literal
 
@@ -87,7 +89,7 @@ class CpuModel:
         head: Literal["auto", "full", "shortlist"] = "auto",
         isa: str | None = None,
     ) -> CpuModel:
-        """Hand the checkpoint's arrays to the engine.
+        """Hand the checkpoint's arrays to the engine. BITNET_PROFILE=1 prints the times of its parts at the end.
 
         Args:
             threads: None takes BITNET_THREADS, and the number of physical cores where it is unset.
@@ -121,7 +123,10 @@ class CpuModel:
             )
         except ValueError as error:
             raise InputError(str(error)) from None
-        return cls(engine, config, tokenizer, checkpoint.stop_tokens)
+        model = cls(engine, config, tokenizer, checkpoint.stop_tokens)
+        if os.environ.get("BITNET_PROFILE") == "1":
+            weakref.finalize(model, _print_profile, engine)
+        return model
 
     @property
     def isa(self) -> str:
@@ -135,7 +140,7 @@ class CpuModel:
 
     @property
     def live_shares(self) -> tuple[float, float] | None:
-        """Mean shares of live `up` rows and live `down` columns over the single tokens run so far."""
+        """Mean shares of live `up` rows and live `down` columns over the tokens run in small batches."""
         return self._engine.live_shares()
 
     @property
@@ -255,3 +260,12 @@ def thread_count(threads: int | None = None) -> int:
     if not variable.isdecimal() or int(variable) == 0:
         raise InputError(f"BITNET_THREADS is {variable!r}; set a positive whole number or unset it")
     return int(variable)
+
+
+def _print_profile(engine: _core.Engine) -> None:
+    """BITNET_PROFILE=1: seconds by part of the forward pass on stderr, when the model goes."""
+    parts = engine.profile()
+    total = sum(seconds for _, seconds in parts)
+    for name, seconds in parts:
+        share = seconds / total if total else 0.0
+        print(f"bitnet profile: {name:<10} {seconds:9.3f} s {share:6.1%}", file=sys.stderr)

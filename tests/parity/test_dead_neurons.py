@@ -45,10 +45,29 @@ def test_single_tokens_equal_the_dense_pass(live, isa):
     model = bitnet.load_model(folder, isa=isa)
     ids = np.random.default_rng(1).integers(0, CONFIG.vocab_size, 40).tolist()
     (dense,) = model.forward([(model.new_cache(64), ids)], all_logits=True)
-    assert model.live_shares is None
+    assert model.live_shares is None  # 40 tokens at once: nothing is left out
     cache = model.new_cache(64)
     single = np.stack([model.forward([(cache, [token])])[0] for token in ids])
     np.testing.assert_array_equal(single.view(np.uint32), dense.view(np.uint32))
     up, down = model.live_shares
     assert abs(up - share) < 0.2
     assert down <= up
+
+
+def test_small_batches_equal_the_dense_pass(live, isa):
+    """Up to four tokens look for their dead neurons, five do not."""
+    _, folder = live
+    model = bitnet.load_model(folder, isa=isa)
+    prompts = [np.random.default_rng(seed).integers(0, CONFIG.vocab_size, 12).tolist() for seed in range(5)]
+
+    def decode(count):
+        caches = [model.new_cache(16) for _ in range(count)]
+        model.forward([(cache, ids[:11]) for cache, ids in zip(caches, prompts, strict=False)])
+        return model.forward([(cache, ids[11:]) for cache, ids in zip(caches, prompts, strict=False)])
+
+    dense = decode(5)
+    assert model.live_shares is None
+    for count in (2, 3, 4):
+        for found, expected in zip(decode(count), dense, strict=False):
+            np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+    assert model.live_shares is not None

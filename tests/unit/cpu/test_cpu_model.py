@@ -136,3 +136,13 @@ def test_not_finite_weights_reach_the_logits(golden, tmp_path):
     model = CpuModel.from_checkpoint(damaged, None)
     (logits,) = model.forward([(model.new_cache(4), [1, 2])])
     assert np.isnan(logits).all()
+
+
+def test_profile_is_printed_when_asked_for(golden, monkeypatch, capsys):
+    monkeypatch.setenv("BITNET_PROFILE", "1")
+    model = bitnet.load_model(golden / "packed_offline")
+    model.forward([(model.new_cache(4), [1, 2])])
+    assert all(seconds > 0 for seconds in model.profile.values())
+    del model
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[2] for line in lines] == ["q/k/v", "attention", "output", "gate/up", "down", "head"]
