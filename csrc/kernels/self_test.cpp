@@ -129,8 +129,8 @@ class SelfTest {
 
   void rows_and_columns() {
     for (std::size_t columns : {128, 1024}) {
-      std::vector<std::uint8_t> weights(40 * columns / 4), chunk(columns * kChunkBytes);
-      for (auto* bytes : {&weights, &chunk})
+      std::vector<std::uint8_t> weights(40 * columns / 4), random_codes(columns * kChunkBytes);
+      for (auto* bytes : {&weights, &random_codes})
         for (auto& byte : *bytes)
           byte = static_cast<std::uint8_t>(random_() % 3 | random_() % 3 << 2 | random_() % 3 << 4 |
                                            random_() % 3 << 6);
@@ -147,16 +147,17 @@ class SelfTest {
         std::vector<std::uint32_t> list(count), next{1, 0, 9, 9};
         for (auto& column : list) column = static_cast<std::uint32_t>(random_() % (columns / 4 - 1));
         std::vector<std::int8_t> values(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(count));
+        std::vector<std::uint8_t> codes = random_codes;
         // The second time all +1 times all -128: the largest sums.
         for (int extreme = 0; extreme < 2; ++extreme) {
           std::vector<std::int32_t> expected_rows(chunks * kChunkRows, -7),
               found_rows(chunks * kChunkRows, -7);
           const ColumnList now{list.data(), values.data(), count}, later{next.data(), x.data(), 4};
-          const std::uint8_t* matrix = chunk.data() + kChunkBytes;
+          const std::uint8_t* matrix = codes.data() + kChunkBytes;
           scalar_kernels.ternary_columns(matrix, stride, chunks, now, later, expected_rows.data());
           candidate_.ternary_columns(matrix, stride, chunks, now, later, found_rows.data());
           compare(std::to_string(count) + " columns", expected_rows, found_rows);
-          std::fill(chunk.begin(), chunk.end(), std::uint8_t{0xaa});
+          std::fill(codes.begin(), codes.end(), std::uint8_t{0xaa});
           std::fill(values.begin(), values.end(), std::int8_t{-128});
         }
       }
