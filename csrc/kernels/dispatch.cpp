@@ -4,9 +4,17 @@
 
 #include "kernels.h"
 
-#if defined(_MSC_VER) && defined(BITNET_X86)
+#if defined(BITNET_X86) && defined(_MSC_VER)
 #include <immintrin.h>
 #include <intrin.h>
+#elif defined(BITNET_X86)
+#include <cpuid.h>
+#elif defined(BITNET_ARM64) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(BITNET_ARM64) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#elif defined(BITNET_ARM64) && defined(_WIN32)
+#include <windows.h>
 #endif
 
 namespace bitnet {
@@ -26,6 +34,24 @@ bool cpu_has_avx2() {
 #endif
 }
 
+#if defined(BITNET_AVX_VNNI)
+// Asked by hand: the compilers' own functions learned the name late.
+bool cpu_has_avx_vnni() {
+  if (!cpu_has_avx2()) return false;  // which also asks whether the system saves the registers
+#if defined(_MSC_VER)
+  int id[4];
+  __cpuidex(id, 7, 0);
+  if (id[0] < 1) return false;
+  __cpuidex(id, 7, 1);
+  return id[0] & (1 << 4);
+#else
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || eax < 1) return false;
+  return __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax & (1 << 4));
+#endif
+}
+#endif
+
 bool cpu_has_avx512_vnni() {
 #if defined(_MSC_VER)
   int id[4];
@@ -41,10 +67,34 @@ bool cpu_has_avx512_vnni() {
 }
 #endif
 
+#if defined(BITNET_ARM64)
+// False on systems that are not asked here: NEON serves them.
+bool cpu_has_dot_product() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP, which old headers lack
+  return getauxval(AT_HWCAP) & kDotProduct;
+#elif defined(__APPLE__)
+  int value = 0;
+  std::size_t size = sizeof(value);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &value, &size, nullptr, 0) == 0 && value != 0;
+#elif defined(_WIN32)
+  constexpr DWORD kDotProduct = 43;  // PF_ARM_V82_DP_INSTRUCTIONS_AVAILABLE, which old headers lack
+  return IsProcessorFeaturePresent(kDotProduct);
+#else
+  return false;
+#endif
+}
+#endif
+
 bool cpu_runs(const Kernels& kernels) {
 #if defined(BITNET_X86)
   if (&kernels == &avx512_vnni_kernels) return cpu_has_avx512_vnni();
+#if defined(BITNET_AVX_VNNI)
+  if (&kernels == &avx_vnni_kernels) return cpu_has_avx_vnni();
+#endif
   if (&kernels == &avx2_kernels) return cpu_has_avx2();
+#elif defined(BITNET_ARM64)
+  if (&kernels == &neon_dotprod_kernels) return cpu_has_dot_product();
 #endif
   (void)kernels;
   return true;  // scalar always, NEON on every 64-bit ARM CPU
@@ -56,9 +106,12 @@ std::vector<const Kernels*> compiled_kernels() {
   std::vector<const Kernels*> list;
 #if defined(BITNET_X86)
   list.push_back(&avx512_vnni_kernels);
-  list.push_back(&avx2_kernels);
+#if defined(BITNET_AVX_VNNI)
+  list.push_back(&avx_vnni_kernels);
 #endif
-#if defined(BITNET_ARM64)
+  list.push_back(&avx2_kernels);
+#elif defined(BITNET_ARM64)
+  list.push_back(&neon_dotprod_kernels);
   list.push_back(&neon_kernels);
 #endif
   list.push_back(&scalar_kernels);

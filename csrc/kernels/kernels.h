@@ -175,7 +175,9 @@ std::vector<SelfTestResult> self_test(const Kernels& candidate);
 
 extern const Kernels scalar_kernels;
 extern const Kernels avx2_kernels;
+extern const Kernels avx_vnni_kernels;
 extern const Kernels avx512_vnni_kernels;
 extern const Kernels neon_kernels;
+extern const Kernels neon_dotprod_kernels;
 
 }  // namespace bitnet

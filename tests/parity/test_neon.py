@@ -1,4 +1,5 @@
-"""NEON, compiled for 64-bit ARM and run under qemu: the kernels' self-test, and a whole golden model.
+"""NEON with and without dot products, compiled for 64-bit ARM and run under qemu: the kernels' self-test, and
+a whole golden model.
 
 Needs aarch64-linux-gnu-g++, qemu-aarch64 and cmake; skipped where one is missing.
 """
@@ -34,8 +35,9 @@ def arm(tmp_path_factory):
     subprocess.run(configure, check=True, capture_output=True)
     subprocess.run(["cmake", "--build", str(build), "--parallel", "2"], check=True, capture_output=True)
 
-    def run(program, *arguments, stdin=b""):
-        command = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", str(build / program), *arguments]
+    def run(program, *arguments, cpu="max", stdin=b""):
+        command = ["qemu-aarch64", "-cpu", cpu, "-L", "/usr/aarch64-linux-gnu", str(build / program)]
+        command += arguments
         return subprocess.run(command, input=stdin, check=True, capture_output=True).stdout
 
     return run
@@ -69,17 +71,22 @@ def model_bytes(folder, ids):
     return b"".join(part.tobytes() for part in parts)
 
 
-def test_every_kernel_equals_the_scalar_one(arm):
-    lines = arm("test_kernels").decode().splitlines()
-    assert sum(line.startswith("neon ") for line in lines) >= 9
-    assert [line for line in lines if " ok" not in line] == []
+@pytest.mark.parametrize(
+    ("cpu", "isas"), [("max", ["neon_dotprod", "neon", "scalar"]), ("cortex-a53", ["neon", "scalar"])]
+)
+def test_every_kernel_equals_the_scalar_one(arm, cpu, isas):
+    lines = [line.split() for line in arm("test_kernels", cpu=cpu).decode().splitlines()]
+    assert list(dict.fromkeys(isa for isa, *_ in lines)) == isas  # best first, and none the CPU lacks
+    assert all(sum(line[0] == isa for line in lines) >= 9 for isa in isas)
+    assert [line for line in lines if line[-1] != "ok"] == []
 
 
-def test_a_whole_model_gives_the_same_bits_as_here(arm, golden, golden_forward):
+@pytest.mark.parametrize("arm_isa", ["neon_dotprod", "neon"])
+def test_a_whole_model_gives_the_same_bits_as_here(arm, golden, golden_forward, arm_isa):
     folder, ids = golden / "packed_offline", golden_forward["ids_safe"][0]
     model = bitnet.load_model(folder, kv_dtype="float32")
     (expected,) = model.forward([(model.new_cache(16), ids)], all_logits=True)
-    stdout = arm("run_model", "neon", "2", stdin=model_bytes(folder, ids))
+    stdout = arm("run_model", arm_isa, "2", stdin=model_bytes(folder, ids))
     found = np.frombuffer(stdout, np.float32).reshape(expected.shape)
     np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
     np.testing.assert_allclose(found, golden_forward["safe_logits_packed_offline_fp32"][0], atol=1e-4, rtol=0)
