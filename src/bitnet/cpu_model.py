@@ -89,7 +89,9 @@ class CpuModel:
         head: Literal["auto", "full", "shortlist"] = "auto",
         isa: str | None = None,
     ) -> CpuModel:
-        """Hand the checkpoint's arrays to the engine. BITNET_PROFILE=1 prints the times of its parts at the end.
+        """Hand the checkpoint's arrays to the engine.
+
+        BITNET_PROFILE=1 prints the times of the forward's parts on stderr when the model goes.
 
         Args:
             threads: None takes BITNET_THREADS, and the number of physical cores where it is unset.
