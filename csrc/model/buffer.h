@@ -16,7 +16,9 @@ template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(std::size_t size) : size_(size) {
+  // `huge`: let Linux back large buffers with huge pages. Not for memory that fills up slowly and in many
+  // places: a huge page is resident as a whole.
+  explicit Buffer(std::size_t size, bool huge = true) : size_(size) {
     // 2 MiB alignment lets Linux back weights with huge pages: fewer TLB misses when they stream.
     constexpr std::size_t kHugePage = std::size_t{1} << 21;
     const std::size_t bytes = size * sizeof(T);
@@ -31,7 +33,7 @@ class Buffer {
     if (data_ == nullptr) throw std::bad_alloc();
 #if defined(__linux__)
     // Whole huge pages only: a last one that is half used would cost its other half in memory.
-    if (alignment == kHugePage) madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+    if (huge && alignment == kHugePage) madvise(data_, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
 #endif
   }
   Buffer(Buffer&& other) noexcept

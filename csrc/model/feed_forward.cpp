@@ -5,7 +5,7 @@
 namespace bitnet {
 namespace {
 
-constexpr std::size_t kTaskRows = 64;
+constexpr std::size_t kTaskRows = 64, kMostTaskRows = 256;
 // Tokens that look for dead neurons: each reads its own rows and columns, so more never pay.
 constexpr std::size_t kFewTokens = 4;
 // Live shares, summed over the tokens, up to which leaving out the dead ones pays: listed rows are shorter
@@ -58,11 +58,14 @@ void run_live_rows(Context& context, const Linear& up, std::size_t t) {
   float* y = context.workspace.up.data() + t * up.rows;
   std::fill(y, y + up.rows, 0.0f);
   const float factor = up.scale / x.scales.data()[t];
-  context.pool.run((live.size() + kTaskRows - 1) / kTaskRows, [&](std::size_t task, std::size_t) {
-    const std::uint32_t* rows = live.data() + task * kTaskRows;
-    const std::size_t count = std::min(kTaskRows, live.size() - task * kTaskRows);
-    std::int32_t sums[kTaskRows];
-    float values[kTaskRows], bias[kTaskRows];
+  // Four tasks a thread: long ones lose less at their ends, where nothing is fetched ahead.
+  const std::size_t share = live.size() / (4 * context.pool.threads()) + 1;
+  const std::size_t task_rows = std::min(std::max(share, kTaskRows), kMostTaskRows);
+  context.pool.run((live.size() + task_rows - 1) / task_rows, [&](std::size_t task, std::size_t) {
+    const std::uint32_t* rows = live.data() + task * task_rows;
+    const std::size_t count = std::min(task_rows, live.size() - task * task_rows);
+    std::int32_t sums[kMostTaskRows];
+    float values[kMostTaskRows], bias[kMostTaskRows];
     kernels.ternary_rows(up.weights.data(), rows, count, x.columns, x.codes.data() + t * x.columns,
                          x.sums.data()[t], sums);
     if (!up.bias.empty())

@@ -14,11 +14,11 @@ KvCache::KvCache(const Config& config, std::size_t capacity)
   const std::size_t positions = layers_ * kv_heads_ * blocks_ * kKeyBlock;
   const std::size_t keys = positions * head_dim_, values = positions * padded_head(head_dim_);
   if (type_ == CacheType::float16) {
-    keys16_ = Buffer<std::uint16_t>(keys);
-    values16_ = Buffer<std::uint16_t>(values);
+    keys16_ = Buffer<std::uint16_t>(keys, false);
+    values16_ = Buffer<std::uint16_t>(values, false);
   } else {
-    keys32_ = Buffer<float>(keys);
-    values32_ = Buffer<float>(values);
+    keys32_ = Buffer<float>(keys, false);
+    values32_ = Buffer<float>(values, false);
   }
 }
 
