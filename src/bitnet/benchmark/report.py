@@ -188,7 +188,10 @@ def require_plot(path: Path) -> None:
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:
-    """Write a PNG: a panel a phase, a bar a row with its spread, and a mark where the bandwidth ends."""
+    """Write a PNG: a panel a phase, a bar a row with its spread, and a mark where the bandwidth ends.
+
+    Batches have no mark: what bounds them is arithmetic, and the mark would be far outside.
+    """
     from matplotlib.figure import Figure
 
     phases = [phase for phase in ("pp", "tg") if any(row.case.phase == phase for row in rows)]
@@ -205,8 +208,8 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         colors = ["C0" if row.engine == "bitnet" else "C7" for row in shown]
         axes.barh(places, [row.rate for row in shown], xerr=spread, color=colors, capsize=3)
         for place, row in zip(places, shown, strict=True):
-            if row.bandwidth and row.step_bytes:
-                ceiling = row.bandwidth * 1e9 / row.step_bytes * row.case.batch
+            if row.bandwidth and row.step_bytes and row.case.batch == 1:
+                ceiling = row.bandwidth * 1e9 / row.step_bytes
                 axes.plot([ceiling] * 2, [place - 0.4, place + 0.4], color="C3")
         axes.set_yticks(places, [_bar_name(row) for row in shown])
         axes.invert_yaxis()
