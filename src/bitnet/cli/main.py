@@ -16,11 +16,11 @@ import typer
 import bitnet
 from bitnet.errors import BitnetError
 
-VERBS = ("generate", "chat", "info", "bench", "doctor", "synthesize", "train")
+VERBS = ("generate", "chat", "info", "bench", "doctor", "synthesize", "prepare", "tokenizer", "train")
 
 
 def build(verbs: Iterable[str]) -> typer.Typer:
-    """The program with the named verbs; each is the function of the same name in its module."""
+    """The program with the named verbs; each is the function, or the group, of that name in its module."""
     app = typer.Typer(
         help="Run and train ternary (1.58-bit) language models.",
         no_args_is_help=True,
@@ -30,7 +30,11 @@ def build(verbs: Iterable[str]) -> typer.Typer:
     )
     app.callback()(_options)
     for verb in verbs:
-        app.command(verb)(getattr(import_module(f"bitnet.cli.{verb}"), verb))
+        found = getattr(import_module(f"bitnet.cli.{verb}"), verb)
+        if isinstance(found, typer.Typer):
+            app.add_typer(found, name=verb)
+        else:
+            app.command(verb)(found)
     return app
 
 
