@@ -1,4 +1,4 @@
-"""load_model: a folder, a Hub id or the embedded model, run by the engine of your choice."""
+"""load_model: a folder, a GGUF file, a Hub id or the embedded model, run by the engine of your choice."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def load_model(
     """Load a model that can generate.
 
     Args:
-        path_or_id: a folder, a Hub id such as "microsoft/bitnet-b1.58-2B-4T", or None for the embedded story
-            model.
+        path_or_id: a folder, a GGUF file, a Hub id such as "microsoft/bitnet-b1.58-2B-4T", or None for the
+            embedded story model.
         engine: "cpu" (C++, fast) or "torch" (the readable reference; needs the `torch` extra).
         threads: None lets the engine decide: BITNET_THREADS, else the physical cores.
         kv_dtype: what the cpu engine keeps keys and values in.
@@ -74,14 +74,22 @@ def embedded_model() -> Path:
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> Tokenizer | None:
-    """The tokenizer beside a checkpoint, or None where it brings none.
+    """The tokenizer beside a checkpoint or inside its file, or None where it brings none.
 
     Raises:
         ConfigError: it knows more tokens than the model has.
     """
-    if checkpoint.directory is None:
+    if checkpoint.read_tokenizer is not None:
+        files = checkpoint.read_tokenizer()
+        tokenizer = (
+            None
+            if files is None
+            else Tokenizer.from_json(files.tokenizer_json, files.settings, checkpoint.where)
+        )
+    elif checkpoint.directory is not None:
+        tokenizer = Tokenizer.from_directory(checkpoint.directory)
+    else:
         return None
-    tokenizer = Tokenizer.from_directory(checkpoint.directory)
     if tokenizer is not None:
         _check_vocabulary(tokenizer, checkpoint.config, checkpoint.where)
     return tokenizer

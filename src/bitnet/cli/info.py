@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,7 +24,9 @@ _LEAST_WIDTH, _PIPE_WIDTH = 96, 160  # columns; a narrower terminal wraps, and a
 def info(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="PATH_OR_ID", help="A folder or a Hub id.", show_default="the embedded model"),
+        typer.Argument(
+            metavar="PATH_OR_ID", help="A folder, a GGUF file or a Hub id.", show_default="the embedded model"
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -111,7 +114,8 @@ def _zero_fraction(data: NDArray[np.generic]) -> float:
 
 def _file_bytes(checkpoint: Checkpoint) -> int | None:
     if checkpoint.directory is None:
-        return None
+        file = Path(checkpoint.where)
+        return file.stat().st_size if file.is_file() else None
     return sum(path.stat().st_size for path in checkpoint.directory.glob("model*.safetensors"))
 
 

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,19 @@ class TernaryLinear:
 
 
 @dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer that stands inside a model's file, as the two files it would be beside a folder's.
+
+    Attributes:
+        tokenizer_json: the content of tokenizer.json.
+        settings: the content of tokenizer_config.json.
+    """
+
+    tokenizer_json: str
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """A validated model on disk or in memory.
 
@@ -61,8 +74,9 @@ class Checkpoint:
         config: the shape.
         tensors: every tensor `config` promises, by its published name, and no other.
         where: what to call the checkpoint in messages.
-        directory: its folder, or None for one that lives in memory.
+        directory: its folder, or None for one that is a single file or lives in memory.
         stop_tokens: ids that end an answer.
+        read_tokenizer: makes the tokenizer inside a single file, or gives None; None where a folder has it.
     """
 
     config: ModelConfig
@@ -70,6 +84,7 @@ class Checkpoint:
     where: str
     directory: Path | None
     stop_tokens: frozenset[int]
+    read_tokenizer: Callable[[], TokenizerFiles | None] | None = None
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that full name, e.g. "model.norm.weight"; KeyError where there is none."""
@@ -91,13 +106,18 @@ class Checkpoint:
 
 
 def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
-    """Open a local folder, or a Hub repository after downloading it, and check everything in it.
+    """Open a local folder, a GGUF file, or a Hub repository after downloading it, and check everything in it.
 
     Raises:
         FormatError: files are missing, damaged, or contradict config.json.
         ConfigError, UnsupportedError: config.json is wrong or asks for what the library lacks.
         ResourceError: the download failed.
     """
+    from bitnet.formats.gguf import find_gguf, read_gguf  # which imports this module
+
+    file = find_gguf(path_or_id)
+    if file is not None:
+        return read_gguf(file)
     directory = resolve(path_or_id)
     config = ModelConfig.from_file(directory / "config.json")
     tensors = validate(config, read_checkpoint_files(directory), str(directory))
@@ -134,8 +154,13 @@ def write_model_files(
     shapes: Mapping[str, tuple[str, tuple[int, ...]]],
     blocks: Iterable[NDArray[Any]],
     metadata: Mapping[str, str] | None = None,
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
-    """`write_checkpoint` for tensors that are made while they are written, unchecked."""
+    """`write_checkpoint` for tensors that are made while they are written, unchecked.
+
+    Args:
+        files: more files of the folder by name; they replace generated ones.
+    """
     with _new_folder(Path(directory)) as folder:
         write_safetensors(folder / SINGLE_FILE, shapes, blocks, metadata or {"format": "pt"})
         _write_json(folder / "config.json", config.to_dict())
@@ -144,6 +169,8 @@ def write_model_files(
             folder / "generation_config.json",
             {"bos_token_id": config.bos_token_id, "eos_token_id": eos[0] if len(eos) == 1 else eos or None},
         )
+        for name, content in (files or {}).items():
+            (folder / name).write_bytes(content)
 
 
 @contextmanager

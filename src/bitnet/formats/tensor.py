@@ -59,6 +59,11 @@ class Tensor:
         """The values as float32, exact for BF16, F16 and F32."""
         return widen(self.data) if self.dtype == "BF16" else self.data.astype(np.float32)
 
+    def rows(self, start: int, end: int) -> Tensor:
+        """The tensor [start:end] along the first axis; nothing is copied where it is mapped."""
+        part = self.data[start:end]
+        return Tensor(self.dtype, part.shape, part)
+
     def find_non_finite(self) -> int | None:
         """Flat index of the first NaN or infinity of a BF16, F16 or F32 tensor, or None."""
         unsigned, mask, infinity = _BITS[self.dtype]

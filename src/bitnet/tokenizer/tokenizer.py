@@ -96,13 +96,24 @@ class Tokenizer:
             settings["chat_template"] = _read_text(template)
         path = directory / "tokenizer.json"
         if path.is_file():
-            text = _read_text(path)
-            core = _guarded(lambda: tokenizers.Tokenizer.from_str(text), str(path))
-            return _guarded(lambda: cls(core, settings, str(directory)), str(path))
+            return cls.from_json(_read_text(path), settings, str(directory))
         path = directory / "tokenizer.model"
         if path.is_file():
             return cls(read_tiktoken(path), {"bos_token": "<|begin_of_text|>"} | settings, str(directory))
         return None
+
+    @classmethod
+    def from_json(
+        cls, text: str, settings: Mapping[str, Any] | None = None, where: str = "tokenizer"
+    ) -> Tokenizer:
+        """The tokenizer that the content of a `tokenizer.json` describes; the rest as in the constructor."""
+        core = _guarded(lambda: tokenizers.Tokenizer.from_str(text), where)
+        return _guarded(lambda: cls(core, settings, where), where)
+
+    def to_json(self) -> str:
+        """The content of a `tokenizer.json` for this tokenizer."""
+        text: str = self._core.to_str()
+        return text
 
     @property
     def bos_token_id(self) -> int | None:
