@@ -64,11 +64,16 @@ class Encoder:
         return rows
 
     def _chat(self, messages: list[Message]) -> list[int]:
+        begin = messages[0]["content"][:40]
+        if self._template.chat_template is None:
+            raise InputError(
+                f"the conversation that begins {begin!r}: the tokenizer has no chat template; put a "
+                "chat_template.jinja beside its tokenizer.json"
+            )
         try:
             rendered = self._template.seal_chat(messages, add_generation_prompt=False)
             ids = self._template.encode_chat(rendered, add_bos=False)
         except BitnetError as error:
-            begin = messages[0]["content"][:40]
             raise InputError(f"the conversation that begins {begin!r}: {error}") from None
         return (
             ids[1:] if ids[:1] == [self.separator[-1]] else ids

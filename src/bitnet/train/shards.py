@@ -281,7 +281,7 @@ def _map(path: Path, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
 
 
 def _verify(path: Path, content: NDArray[Any], expected: str) -> None:
-    found = hashlib.sha256(content).hexdigest()
+    found = hashlib.sha256(content.data).hexdigest()
     if found != expected:
         raise FormatError(
             f"{path}: is damaged: its sha256 is {found}, the manifest says {expected}; "
