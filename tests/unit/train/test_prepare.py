@@ -86,6 +86,24 @@ def test_conversations_go_through_the_template(chat_folder):
     assert core.decode(ids[1].tolist(), skip_special_tokens=True) == "Hi<turn>Yo"
 
 
+def test_a_pair_of_separators_ends_one_document_and_begins_the_next(chat_folder, tmp_path):
+    core = Tokenizer.from_file(str(chat_folder / "tokenizer.json"))
+    core = Tokenizer.from_str(core.to_str().replace("<|endoftext|>", "<|end_of_text|>"))
+    core.add_special_tokens([AddedToken("<|begin_of_text|>", special=True)])
+    end, begin = (core.token_to_id(f"<|{name}_of_text|>") for name in ("end", "begin"))
+    save_tokenizer(core, tmp_path / "pair")
+    (tmp_path / "pair" / "chat_template.jinja").write_text(TEMPLATE)
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in "xy"))
+    prepare([str(tmp_path / "t.jsonl")], tmp_path / "pair", tmp_path / "out")
+    corpus = Corpus.open(tmp_path / "out")
+    x, y = (core.token_to_id(text) for text in "xy")
+    assert corpus.take(0, 6).tolist() == [end, begin, x, end, begin, y]
+    assert corpus.document_starts().tolist() == [0, 3]
+    (chat,) = Encoder(core, tmp_path / "pair").encode([CHAT])
+    assert chat[:2].tolist() == [end, begin]
+    assert (chat == begin).sum() == 2  # the template's first is the separator's second
+
+
 def test_conversations_need_a_template(tokenizer, chat_folder):
     with pytest.raises(InputError, match=r"begins 'Hi<turn>'.*no chat template"):
         Encoder(tokenizer).encode([CHAT])
