@@ -263,7 +263,7 @@ ask() {
 
 choose_torch() {
   case $(ask "Install PyTorch too, for training and the reference engine? ($torch_size) [y/N] " n) in
-    y | Y | yes) extras=(torch) ;;
+    y | Y | yes) extras=(torch train) ;;
   esac
 }
 
@@ -288,7 +288,7 @@ install_interactively() {
     case $1 in
       --with)
         [ "${2:-}" = torch ] || die "--with takes: torch (found '${2:-}')"
-        extras=(torch)
+        extras=(torch train)
         given=1
         shift 2
         ;;
@@ -342,12 +342,12 @@ case ${1:-} in
     ;;
   test)
     shift
-    ensure_installed torch dev
+    ensure_installed torch train dev
     exec "$python" -m pytest "$@"
     ;;
   dev)
     [ $# -eq 1 ] || die "dev takes no arguments (found '$2')"
-    ensure_installed torch dev
+    ensure_installed torch train dev
     ;;
   -h | --help) usage ;;
   "" | -*) install_interactively "$@" ;;

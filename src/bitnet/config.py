@@ -302,7 +302,32 @@ def _merge_rope(values: dict[str, Any], where: str) -> None:
             )
 
 
+def _paper_size(hidden: int, intermediate: int, heads: int, layers: int) -> ModelConfig:
+    """A size of arXiv 2402.17764's Training Tips (table 1): SwiGLU, LLaMA's vocabulary, sequences of 2,048.
+
+    Norms stand where 2B4T has them, not inside every linear layer.
+    """
+    return ModelConfig(
+        vocab_size=32000,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=2048,
+        hidden_act="silu",
+        rope_theta=10000.0,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=(2,),
+    )
+
+
 PRESETS: dict[str, ModelConfig] = {
+    "b1.58-700m": _paper_size(1536, 4096, 24, 24),
+    "b1.58-1.3b": _paper_size(2048, 5460, 32, 24),
+    "b1.58-3b": _paper_size(3200, 8640, 32, 26),
+    "b1.58-3.9b": _paper_size(3200, 12800, 32, 26),
     # microsoft/bitnet-b1.58-2B-4T (arXiv 2504.12285): 2,412,820,480 parameters
     "2b4t": ModelConfig(
         vocab_size=128256,

@@ -27,3 +27,7 @@ class InputError(BitnetError, ValueError):
 
 class ResourceError(BitnetError, OSError):
     """The machine lacks something: disk space, network, memory, a readable cache."""
+
+
+class DivergedError(BitnetError, ArithmeticError):
+    """Training met too many steps in a row that are not finite; the weights are those before them."""

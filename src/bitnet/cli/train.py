@@ -1,11 +1,11 @@
-"""`bitnet train`: train a model on text files, resume a run, export its checkpoint."""
+"""`bitnet train`: start a run from YAML and overrides, resume it, draw its schedule, export its model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,132 +14,82 @@ from bitnet.errors import InputError, ResourceError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-    from bitnet.config import ModelConfig
-    from bitnet.train.config import DataSource
+    from bitnet.formats.checkpoint import Checkpoint
+    from bitnet.train.config import TrainingConfig
+    from bitnet.train.parallel import Parallel
 
-_DATA, _SCHEDULE, _OUTPUT = "Model and data", "Schedule", "Output"
+_RUN, _SHORT, _OUTPUT = "Run", "Short forms", "Output"
 
 
 def train(
-    out: Annotated[Path, typer.Option("--out", "-o", help="The run's folder: state, curve, tokenizer.")],
-    data: Annotated[
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="See docs/training.md for all keys.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", rich_help_panel=_RUN, help="The run's folder."),
+    ] = None,
+    assignments: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="FILE[:PASSES[@UNTIL]]",
-            rich_help_panel=_DATA,
-            help="Text, documents separated by a line <|endoftext|>; may be repeated. PASSES: how often "
-            "it is read (0.5: half of it). UNTIL: its passes end at this fraction of the text.",
+            "--set",
+            "-s",
+            metavar="KEY=VALUE",
+            rich_help_panel=_RUN,
+            help="Put a value over the file's, for example data.batch_size=16; may be repeated.",
         ),
     ] = None,
-    heldout: Annotated[
-        list[Path] | None,
+    resume: Annotated[
+        bool,
         typer.Option(
-            metavar="FILE",
-            rich_help_panel=_DATA,
-            help="Text to evaluate on, in bits per byte; may be repeated.",
+            "--resume", rich_help_panel=_RUN, help="Continue the run in --out; --set may change it."
         ),
-    ] = None,
-    preset: Annotated[str, typer.Option(rich_help_panel=_DATA, help="The model's shape.")] = "stories",
+    ] = False,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            rich_help_panel=_DATA,
-            show_default="one trained on the data",
+            rich_help_panel=_RUN,
+            show_default="the prepared data's or checkpoint's, else one trained on the data",
             help="A tokenizer.json.",
         ),
     ] = None,
-    vocab_size: Annotated[
+    threads: Annotated[
         int | None,
+        typer.Option("--threads", "-t", metavar="N", rich_help_panel=_RUN, help="CPU threads a process."),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(rich_help_panel=_SHORT, help="model.preset, the model's shape.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
         typer.Option(
-            metavar="N",
-            rich_help_panel=_DATA,
-            show_default="the tokenizer's or preset's",
-            help="Vocabulary entries.",
+            metavar="PATH[:PASSES[@UNTIL]]",
+            rich_help_panel=_SHORT,
+            help="data.sources: a folder of bitnet prepare, or a text; may be repeated. PASSES: how often "
+            "it is read (0.5: half of it). UNTIL: its passes end at this fraction of the run.",
         ),
+    ] = None,
+    heldout: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", rich_help_panel=_SHORT, help="data.heldout; may be repeated."),
     ] = None,
     steps: Annotated[
         int | None,
         typer.Option(
-            "--steps",
-            "-n",
-            metavar="N",
-            rich_help_panel=_SCHEDULE,
-            help="Optimiser steps: the schedule's length.",
+            "--steps", "-n", metavar="N", rich_help_panel=_SHORT, help="schedule.horizon, in optimiser steps."
         ),
     ] = None,
-    batch: Annotated[
-        int | None,
-        typer.Option(metavar="N", rich_help_panel=_SCHEDULE, show_default="8", help="Sequences a step."),
+    plot_schedule: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", rich_help_panel=_OUTPUT, help="Draw the schedule; do not train."),
     ] = None,
-    seq: Annotated[
-        int | None,
-        typer.Option(metavar="N", rich_help_panel=_SCHEDULE, show_default="256", help="Tokens a sequence."),
-    ] = None,
-    lr: Annotated[
-        float,
-        typer.Option(metavar="X", rich_help_panel=_SCHEDULE, help="Peak learning rate of the first stage."),
-    ] = 1.5e-3,
-    second_lr: Annotated[
-        float | None,
-        typer.Option(
-            metavar="X",
-            rich_help_panel=_SCHEDULE,
-            show_default="2/3 of --lr",
-            help="Peak of the second stage's line.",
-        ),
-    ] = None,
-    warmup: Annotated[int, typer.Option(metavar="N", rich_help_panel=_SCHEDULE, help="Warm-up steps.")] = 100,
-    switch: Annotated[
-        float,
-        typer.Option(metavar="X", rich_help_panel=_SCHEDULE, help="Where the second stage starts, 0..1."),
-    ] = 0.5,
-    weight_decay: Annotated[
-        float,
-        typer.Option(metavar="X", rich_help_panel=_SCHEDULE, help="Of the first stage; the second has none."),
-    ] = 0.1,
-    clip: Annotated[
-        float, typer.Option(metavar="X", rich_help_panel=_SCHEDULE, help="Largest norm of a step's gradient.")
-    ] = 1.0,
-    seed: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=_SCHEDULE, help="Of initial weights and data order.")
-    ] = 0,
-    precision: Annotated[
-        Literal["float32", "bfloat16"],
-        typer.Option(
-            rich_help_panel=_SCHEDULE, help="Of the matrix products; masters and quantisers are float32."
-        ),
-    ] = "float32",
-    compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile", rich_help_panel=_SCHEDULE, help="Use torch.compile (needs a C++ compiler)."
-        ),
-    ] = False,
-    threads: Annotated[int | None, typer.Option("--threads", "-t", metavar="N", help="CPU threads.")] = None,
-    log_every: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=_OUTPUT, help="Steps a row of loss.csv.")
-    ] = 10,
-    eval_every: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=_OUTPUT, help="Steps between evaluations.")
-    ] = 250,
-    save_every: Annotated[
-        int, typer.Option(metavar="N", rich_help_panel=_OUTPUT, help="Steps between saved states.")
-    ] = 250,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            rich_help_panel=_OUTPUT,
-            help="Continue the run in --out; --steps, --data, --batch and --seq may change.",
-        ),
-    ] = False,
     export: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
             rich_help_panel=_OUTPUT,
-            help="Write the result as a model folder; without --data and --resume, only that.",
+            help="Write the model of the run's last checkpoint; do not train.",
         ),
     ] = None,
     export_format: Annotated[
@@ -147,75 +97,167 @@ def train(
         typer.Option(rich_help_panel=_OUTPUT, help="packed: 2 bits a weight; bf16: masters to train on."),
     ] = "packed",
 ) -> None:
-    """Train a ternary model on text files.
+    """Train a ternary model, on one process or under torchrun.
 
     Ctrl-C saves the state and ends; --resume goes on from there to the bit.
     """
-    for package in ("torch", "matplotlib"):
-        if find_spec(package) is None:
-            raise ResourceError(f"training needs {package}; pip install 'bitnet-ternary[torch]' brings it")
+    _require("torch", "matplotlib", "pydantic", "yaml")
     import torch
 
-    from bitnet.train.config import DataSource, TrainingConfig
-    from bitnet.train.export import export as write_export
-    from bitnet.train.trainer import Trainer
+    from bitnet.train.parallel import processes
 
+    short = _short_forms(preset, data, heldout, steps)
+    changes = [*short, *(assignments or ())]
+    if plot_schedule is not None:
+        _plot(_values(config, out, resume, changes), plot_schedule)
+        return
+    if out is None:
+        raise InputError("--out is missing; the run needs a folder")
     if threads is not None:
         torch.set_num_threads(threads)
-    sources = tuple(DataSource.parse(text) for text in data or ())
-    if not (sources or resume or export):
-        raise InputError("nothing to do; give --data to train, --resume to continue, or --export")
-    if resume or not sources:
-        changes = {"steps": steps, "data": sources, "batch_size": batch, "sequence_length": seq}
-        trainer = Trainer.resume(out, {key: value for key, value in changes.items() if value})
-    elif steps is None:
-        raise InputError("--steps is missing; the schedule needs its length")
-    else:
-        shape, vocabulary = _model_and_tokenizer(preset, tokenizer, vocab_size, sources, seed)
-        config = TrainingConfig(
-            model=shape,
-            data=sources,
-            steps=steps,
-            heldout=tuple(str(path) for path in heldout or ()),
-            batch_size=batch or 8,
-            sequence_length=seq or 256,
-            learning_rate=lr,
-            second_learning_rate=second_lr or lr * 2 / 3,
-            warmup_steps=warmup,
-            switch=switch,
-            weight_decay=weight_decay,
-            clip=clip,
-            seed=seed,
-            precision=precision,
-            compile=compiled,
-            log_every=log_every,
-            evaluate_every=eval_every,
-            save_every=save_every,
+    with processes() as parallel:
+        if export is not None:
+            _export(out, export, export_format, parallel)
+        elif resume:
+            _run(out, None, changes, tokenizer, parallel)
+        else:
+            _run(out, _values(config, out, resume, changes), (), tokenizer, parallel)
+
+
+def _require(*packages: str) -> None:
+    for package in packages:
+        if find_spec(package) is None:
+            raise ResourceError(f"training needs {package}; pip install 'bitnet-ternary[train]' brings it")
+
+
+def _short_forms(
+    preset: str | None, data: list[str] | None, heldout: list[str] | None, steps: int | None
+) -> list[str]:
+    """The short options as `--set` assignments; YAML takes JSON, which quotes any path."""
+    import json
+
+    from bitnet.train.config import DataSource
+
+    sources = [vars(DataSource.parse(text)) for text in data or ()]
+    keep = ("path", "passes", "until")
+    pairs = {
+        "model.preset": preset,
+        "data.sources": [{key: source[key] for key in keep} for source in sources] or None,
+        "data.heldout": heldout or None,
+        "schedule.horizon": steps,
+    }
+    return [f"{key}={json.dumps(value)}" for key, value in pairs.items() if value is not None]
+
+
+def _values(config: Path | None, out: Path | None, resume: bool, changes: list[str]) -> dict[str, Any]:
+    """The plain configuration of a new run, or with `resume` of an old one."""
+    from bitnet.train.config import CONFIG_FILE, override, read_yaml
+
+    if resume and out is not None:
+        config = out / CONFIG_FILE
+    if config is None and not changes:
+        raise InputError(
+            "nothing to do; give a CONFIG.yaml, or --preset, --data and --steps, or --resume for an old run"
         )
-        trainer = Trainer.create(out, config, vocabulary)
-    if (resume or sources) and not trainer.run():
-        print(f"stopped at step {trainer.step} of {trainer.config.steps}; add --resume to continue")
+    return override({} if config is None else read_yaml(config), changes)
+
+
+def _run(
+    out: Path,
+    values: dict[str, Any] | None,
+    changes: tuple[str, ...] | list[str],
+    tokenizer: Path | None,
+    parallel: Parallel,
+) -> None:
+    """Start (`values`) or resume a run, and train."""
+    from bitnet.train.trainer import Trainer
+
+    if values is None:
+        trainer = Trainer.resume(out, changes, parallel)
+    else:
+        resolved, vocabulary, initial = _prepare(values, tokenizer)
+        trainer = Trainer.create(out, resolved, vocabulary, parallel, initial)
+    if not trainer.run():
+        if parallel.first:
+            print(f"stopped at step {trainer.step} of {trainer.schedule.steps}; add --resume to continue")
         raise typer.Exit(130)
-    if export is not None:
-        mode: Literal["offline", "online"] = "offline" if export_format == "packed" else "online"
-        write_export(trainer.model, trainer.tokenizer, export, mode)
-        print(f"{export}: {export_format} model of step {trainer.step}")
+    if parallel.first:
+        print(f"{out}: finished {trainer.step} steps")
 
 
-def _model_and_tokenizer(
-    preset: str, path: Path | None, vocab_size: int | None, sources: tuple[DataSource, ...], seed: int
-) -> tuple[ModelConfig, Tokenizer]:
-    """The preset with the tokenizer's vocabulary, and the tokenizer itself, read or trained."""
-    from bitnet.config import preset as find_preset
-    from bitnet.train.data import SEPARATOR
+def _export(out: Path, directory: Path, form: str, parallel: Parallel) -> None:
+    from bitnet.train.checkpointing import saved_steps
+    from bitnet.train.trainer import Trainer
+
+    trainer = Trainer.resume(out, (), parallel)
+    if not saved_steps(out):
+        raise InputError(f"{out}: has no checkpoint yet; there is nothing to export")
+    trainer.export(directory, "offline" if form == "packed" else "online")
+    if parallel.first:
+        print(f"{directory}: {form} model of step {trainer.step}")
+
+
+def _plot(values: dict[str, Any], path: Path) -> None:
+    """Draw every curve at up to 1,000 steps."""
+    from bitnet.train.config import TrainingConfig
+    from bitnet.train.plots import plot_schedule
+    from bitnet.train.schedule import Schedule
+
+    config = TrainingConfig.from_dict(values)
+    schedule = Schedule(config.schedule, config.data.tokens_per_step)
+    steps = sorted({round(part * (schedule.steps - 1) / 999) for part in range(1000)})
+    at = [schedule.at(step) for step in steps]
+    plot_schedule(
+        {
+            "learning rate": (steps, [values.learning_rate for values in at]),
+            "weight decay": (steps, [values.weight_decay for values in at]),
+            "quantiser strength λ": (steps, [values.quantizer_strength for values in at]),
+        },
+        path,
+        "step",
+    )
+    print(f"{path}: {schedule.steps} steps")
+
+
+def _prepare(
+    values: dict[str, Any], tokenizer_file: Path | None
+) -> tuple[TrainingConfig, Tokenizer, Checkpoint | None]:
+    """Resolve what a new run leaves open: shape and tokenizer of a checkpoint, vocabulary of the data."""
+    from bitnet.formats.checkpoint import read_checkpoint
+    from bitnet.train.config import TrainingConfig
+    from bitnet.train.masters import masters_config
+
+    initial = None
+    if values.get("initial") is not None:
+        initial = read_checkpoint(str(values["initial"]))
+        values.setdefault("model", masters_config(initial).to_dict())
+    explicit_size = "vocab_size" in (values.get("model") or {})
+    config = TrainingConfig.from_dict(values)
+    vocabulary = _tokenizer(config, tokenizer_file, initial)
+    if initial is None:
+        end = _separator(vocabulary)
+        size = config.model.vocab_size if explicit_size else vocabulary.get_vocab_size()
+        model = replace(config.model, vocab_size=size, bos_token_id=end, eos_token_id=(end,))
+        config = replace(config, model=model)
+    return config, vocabulary, initial
+
+
+def _tokenizer(config: TrainingConfig, file: Path | None, initial: Checkpoint | None) -> Tokenizer:
+    """The one given; else the checkpoint's, the prepared data's, or one trained on the texts."""
     from bitnet.train.tokenizer import load_tokenizer, train_tokenizer
 
-    shape = find_preset(preset)
-    if path is None:
-        tokenizer = train_tokenizer(sources, vocab_size or shape.vocab_size, seed)
-    else:
-        tokenizer = load_tokenizer(path)
-    end = tokenizer.token_to_id(SEPARATOR)
-    assert end is not None, "both kinds of tokenizer hold the separator"
-    size = vocab_size or tokenizer.get_vocab_size()
-    return replace(shape, vocab_size=size, bos_token_id=end, eos_token_id=(end,)), tokenizer
+    sources = [Path(source.path) for source in config.data.sources]
+    prepared = [path for path in sources if path.is_dir()]
+    if file is not None:
+        return load_tokenizer(file)
+    if initial is not None and initial.directory is not None:
+        return load_tokenizer(initial.directory)
+    if prepared:
+        return load_tokenizer(prepared[0])
+    return train_tokenizer(config.data.sources, config.model.vocab_size, config.seed)
+
+
+def _separator(tokenizer: Tokenizer) -> int:
+    from bitnet.train.tokenizer import separator_id
+
+    return separator_id(tokenizer)

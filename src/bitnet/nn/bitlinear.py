@@ -11,6 +11,10 @@ Backward, straight through both roundings: dX = g·Ŵ, dW = gᵀ·x̂.
 Scales and codes are computed in float32 whatever the compute type: in bfloat16 the detach trick leaves
 seven distinct weight values instead of three. Rounding is half-to-even, and the mean is summed in float64;
 `bitnet.quantize` is the definition, the tests hold these lines to it with `==`.
+
+A quantiser can be let in slowly, for weights that were not ternary before (Hugging Face's fine-tuning to 1.58
+bits): w + λ(Ŵ - w) and x + λ(x̂ - x) take the places of Ŵ and x̂. λ = 1 is the layer above to the bit,
+λ = 0 is `nn.Linear`.
 """
 
 from __future__ import annotations
@@ -54,17 +58,22 @@ class _QuantisedLinear(torch.autograd.Function):
     """y = x̂ Ŵᵀ with straight-through gradients; keeps x̂ and Ŵ, not x and W, for the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype, strength: float, quantise_x: bool
+    ) -> Tensor:
         codes, scale = ternary_codes(weight)
-        quantised_weight = (codes * scale).to(dtype)
-        codes, scale = int8_codes(x)
-        quantised_x = (codes / scale).to(dtype)
+        quantised_weight = _part_way(weight, codes * scale, strength).to(dtype)
+        if quantise_x:
+            codes, scale = int8_codes(x)
+            quantised_x = _part_way(x, codes / scale, strength).to(dtype)
+        else:
+            quantised_x = x.to(dtype)
         ctx.save_for_backward(quantised_x, quantised_weight)
         ctx.dtypes = x.dtype, weight.dtype
         return F.linear(quantised_x, quantised_weight)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         quantised_x, quantised_weight = ctx.saved_tensors
         x_dtype, weight_dtype = ctx.dtypes
         gradient = gradients[0].to(quantised_x.dtype)
@@ -74,7 +83,15 @@ class _QuantisedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             rows = gradient.reshape(-1, gradient.shape[-1])
             weight_gradient = (rows.T @ quantised_x.reshape(rows.shape[0], -1)).to(weight_dtype)
-        return x_gradient, weight_gradient, None
+        return x_gradient, weight_gradient, None, None, None
+
+
+def _part_way(value: Tensor, quantised: Tensor, strength: float) -> Tensor:
+    """value + λ(quantised - value) in float32; exactly `quantised` for λ = 1."""
+    if strength == 1:
+        return quantised
+    value = value.float()
+    return value + strength * (quantised - value)
 
 
 class BitLinear(nn.Linear):
@@ -82,15 +99,33 @@ class BitLinear(nn.Linear):
 
     Same constructor, same parameters, same shapes. The bias stays in full precision. Under autocast the
     matrix products run in autocast's type, the quantisers in float32.
+
+    Attributes:
+        strength: λ, 0..1; see the top of this file.
+        activation_bits: 8, or 16 for an input that is not quantised.
     """
+
+    strength: float = 1.0
+    activation_bits: int = 8
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
+        if self.strength == 0:
+            return F.linear(x, self.weight, self.bias)
         device = x.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        y: Tensor = _QuantisedLinear.apply(x, self.weight, dtype)  # type: ignore[no-untyped-call]
+        y: Tensor = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, dtype, self.strength, self.activation_bits == 8
+        )
         return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+def set_quantization(model: nn.Module, strength: float, activation_bits: int) -> None:
+    """Set λ and the activations' bits of every BitLinear; a compiled model is compiled anew by a change."""
+    for module in model.modules():
+        if isinstance(module, BitLinear):
+            module.strength, module.activation_bits = strength, activation_bits
 
 
 def bit_linear_by_detach(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

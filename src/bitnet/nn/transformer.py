@@ -8,8 +8,10 @@ The head is the embedding where they are tied; there is no `lm_head` key then.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bitnet.config import ModelConfig
 from bitnet.nn.attention import Attention
@@ -37,7 +39,13 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Ids to normalised hidden states: everything but the head."""
+    """Ids to normalised hidden states: everything but the head.
+
+    Attributes:
+        activation_checkpointing: keep only each layer's input for the backward pass, compute the rest again.
+    """
+
+    activation_checkpointing: bool = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -51,8 +59,13 @@ class Decoder(nn.Module):
         start, new = 0 if cache is None else cache.length, ids.shape[1]
         angles = rotary_angles(self.config.head_dim, self.config.rope_theta, start, new, ids.device)
         x = self.embed_tokens(ids)
+        recompute = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
         for layer in self.layers:
-            x = layer(x, angles, cache)
+            x = (
+                checkpoint(layer, x, angles, None, use_reentrant=False)
+                if recompute
+                else layer(x, angles, cache)
+            )
         if cache is not None:
             cache.advance(new)
         y: Tensor = self.norm(x)

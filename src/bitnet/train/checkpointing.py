@@ -1,63 +1,132 @@
-"""A run's state in one safetensors file: masters, Adam's moments, the step. Nothing else is needed to go on
-bit for bit, because data order and schedule are functions of the configuration and the step.
+"""A run's state on disk: `checkpoints/step-00000250/`, by torch.distributed.checkpoint.
+
+Masters and Adam's moments are stored by parameter name in chunks that know their place, so another number of
+processes can read them; `run.json` beside them holds the step, the schedule's curves and the guard. Nothing
+else is needed to go on bit for bit, because data order and schedule are functions of configuration and step.
+
+A folder gets its name when it is whole; the last few stay. PyTorch's format holds a pickled index, so resume
+only runs you trust; models are exchanged as safetensors (export.py).
 """
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from bitnet.errors import FormatError, ResourceError
+from bitnet.json_file import read_json_object
 from bitnet.nn import Transformer
+from bitnet.train.parallel import Parallel
 
-FILE = "state.safetensors"
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+FOLDER, FACTS_FILE = "checkpoints", "run.json"
 
 
-def save_state(directory: Path, model: Transformer, optimizer: torch.optim.AdamW, step: int) -> None:
-    """Write the state after `step` optimiser steps; the old file stays until the new one is whole.
+def save_state(
+    directory: Path,
+    model: Transformer,
+    optimizer: torch.optim.AdamW,
+    step: int,
+    facts: dict[str, Any],
+    parallel: Parallel,
+    keep: int,
+) -> None:
+    """Write the state after `step` optimiser steps, then drop all but the last `keep`; all processes call it.
+
+    Args:
+        directory: the run's folder.
+        facts: plain values for `run.json`.
+    Raises:
+        ResourceError: the disk is full or not writable; older checkpoints stay as they were.
+    """
+    final = directory / FOLDER / f"step-{step:08d}"
+    temporary = final.with_name(f".{final.name}.tmp")
+    with _disk_errors(final, temporary, parallel):
+        if parallel.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        parallel.wait()
+        weights, moments = get_state_dict(model, optimizer)
+        state = {"model": weights, "optimizer": moments}
+        with _alone(parallel):
+            save(state, checkpoint_id=temporary, no_dist=parallel.world == 1)
+        if parallel.first:
+            text = json.dumps({"step": step} | facts, indent=1) + "\n"
+            (temporary / FACTS_FILE).write_text(text, encoding="utf-8")
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            for old in saved_steps(directory)[:-keep]:
+                shutil.rmtree(directory / FOLDER / f"step-{old:08d}")
+        parallel.wait()
+
+
+@contextmanager
+def _alone(parallel: Parallel) -> Iterator[None]:
+    """PyTorch warns that one process is alone, even where `no_dist` says so."""
+    with warnings.catch_warnings():
+        if parallel.world == 1:
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        yield
+
+
+@contextmanager
+def _disk_errors(final: Path, temporary: Path, parallel: Parallel) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, CheckpointException, RuntimeError) as error:
+        if parallel.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        reason = " ".join(str(error).split())[-300:]
+        raise ResourceError(
+            f"{final}: cannot be written ({reason}); free disk space, then --resume goes on from the last "
+            "checkpoint"
+        ) from None
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """The steps whose checkpoints are whole, rising."""
+    folders = (directory / FOLDER).glob("step-*")
+    return sorted(int(path.name[5:]) for path in folders if path.name[5:].isdigit())
+
+
+def load_state(
+    directory: Path,
+    model: Transformer,
+    optimizer: torch.optim.AdamW,
+    parallel: Parallel,
+) -> dict[str, Any]:
+    """Fill model and optimiser from the newest checkpoint; returns `run.json`, whose `step` is done.
 
     Raises:
-        ResourceError: the disk is full or not writable.
+        FormatError: there is none, or it is damaged or of another model.
     """
-    tensors = {}
-    for name, parameter in model.named_parameters():
-        tensors[f"master.{name}"] = parameter.detach()
-        for moment in _MOMENTS:
-            if parameter in optimizer.state:
-                tensors[f"{moment}.{name}"] = optimizer.state[parameter][moment]
-    temporary = directory / f".{FILE}.tmp"
+    steps = saved_steps(directory)
+    if not steps:
+        raise FormatError(f"{directory / FOLDER}: holds no checkpoint; there is nothing to resume")
+    path = directory / FOLDER / f"step-{steps[-1]:08d}"
+    facts = read_json_object(path / FACTS_FILE)
+    if facts.get("step") != steps[-1]:
+        raise FormatError(f"{path / FACTS_FILE}: step is {facts.get('step')!r}, not {steps[-1]}")
+    weights, moments = get_state_dict(model, optimizer)
+    state = {"model": weights, "optimizer": moments}
     try:
-        save_file(tensors, temporary, metadata={"step": str(step)})
-        os.replace(temporary, directory / FILE)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise ResourceError(f"{directory / FILE}: cannot be written ({error}); free disk space") from None
-
-
-def load_state(directory: Path, model: Transformer, optimizer: torch.optim.AdamW | None = None) -> int:
-    """Fill model and optimiser from a saved state; returns the number of steps done.
-
-    Raises:
-        FormatError: the file is missing, damaged or of another model.
-    """
-    path = directory / FILE
-    try:
-        with safe_open(path, framework="pt") as file, torch.no_grad():
-            step = int((file.metadata() or {})["step"])
-            for name, parameter in model.named_parameters():
-                parameter.copy_(file.get_tensor(f"master.{name}"))
-                if optimizer is not None and step > 0:
-                    optimizer.state[parameter] = {
-                        "step": torch.tensor(float(step)),
-                        **{moment: file.get_tensor(f"{moment}.{name}") for moment in _MOMENTS},
-                    }
-    except FileNotFoundError:
-        raise FormatError(f"{path}: not found; there is no training state to resume here") from None
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise FormatError(f"{path}: not a state of this model ({error})") from None
-    return step
+        with _alone(parallel):
+            load(state, checkpoint_id=path, no_dist=parallel.world == 1)
+        set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
+    # a damaged file fails in the unpickler, in zip or in the planner, each with its own exception
+    except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError, TypeError) as error:
+        older = f"; remove it to go on from step {steps[-2]}" if len(steps) > 1 else ""
+        reason = " ".join(str(error).split())[-300:]
+        raise FormatError(f"{path}: damaged, or of another model ({reason}){older}") from None
+    return facts

@@ -1,45 +1,74 @@
-"""What a training run is: one frozen dataclass, stored beside its state so that a resume needs no flags."""
+"""What a training run is: typed sections read from YAML, `--set a.b=c` on top, saved beside the run.
+
+pydantic checks types, ranges and key names; every error names the key in the form that `--set` takes. A
+resolved configuration says everything, so that a resume needs no flags and a later version's new defaults
+change no old run.
+"""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from bitnet.config import ModelConfig
-from bitnet.errors import ConfigError, FormatError
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
-Precision = Literal["float32", "bfloat16"]
+from bitnet.config import ModelConfig, QuantizationConfig, preset
+from bitnet.errors import BitnetError, ConfigError, FormatError
+
+CONFIG_FILE = "training.yaml"
+Precision = Literal["auto", "float32", "bfloat16"]
+RateRecipe = Literal["two-stage-linear", "two-stage-cosine", "linear", "cosine", "constant"]
+DecayRecipe = Literal["two-stage", "two-stage-cosine", "constant"]
+
+_STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+_Count = Annotated[int, Field(ge=1)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Share = Annotated[float, Field(gt=0, le=1)]
 
 
-@dataclass(frozen=True)
+def _model(value: object) -> ModelConfig:
+    """A `model` section: Hugging Face's keys, `preset` for all that are not given."""
+    if isinstance(value, ModelConfig):
+        return value.with_quantization("online")
+    if not isinstance(value, Mapping):
+        raise ConfigError("write the model as keys, for example {preset: stories}")
+    keys = dict(value)
+    name = keys.pop("preset", None)
+    base = {} if name is None else preset(name).to_dict()
+    base["quantization_config"] = QuantizationConfig("autobitlinear", "online").to_dict()
+    if "hidden_size" in keys and "head_dim" not in keys:
+        base.pop("head_dim", None)  # the preset's belongs to the preset's width
+    return ModelConfig.from_dict(base | keys, "model")
+
+
+Model = Annotated[ModelConfig, BeforeValidator(_model), PlainSerializer(lambda model: model.to_dict())]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class DataSource:
-    """A text file and how much of it is read.
+    """A prepared folder or a text file, and how much of it is read.
 
     Attributes:
-        path: UTF-8 text, documents separated by a line `<|endoftext|>`.
-        passes: how often the file is read; 0.5 is a random half of it.
+        path: a folder of `bitnet prepare`, or a file it could read.
+        passes: how often it is read; 0.5 is a random half of it.
         until: its passes are spread over this first part (0..1) of the run's text; the rest of the text
-            comes from the other files.
+            comes from the other sources.
     """
 
     path: str
-    passes: float = 1.0
-    until: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.passes < 1e6:
-            raise ConfigError(f"data {self.path}: passes is {self.passes}; it must be a positive number")
-        if not 0 < self.until <= 1:
-            raise ConfigError(f"data {self.path}: until is {self.until}; it must lie in 0..1")
+    passes: Annotated[float, Field(gt=0, lt=1e6)] = 1.0
+    until: _Share = 1.0
 
     @classmethod
     def parse(cls, text: str) -> DataSource:
-        """Read `FILE`, `FILE:PASSES` or `FILE:PASSES@UNTIL`.
+        """Read `PATH`, `PATH:PASSES` or `PATH:PASSES@UNTIL`.
 
         Raises:
-            ConfigError: what follows the last colon is no number.
+            ConfigError: what follows the last colon is no amount.
         """
         path, colon, amount = text.rpartition(":")
         if not colon or "/" in amount or "\\" in amount:
@@ -47,77 +76,220 @@ class DataSource:
         passes, _, until = amount.partition("@")
         try:
             return cls(path, float(passes), float(until or 1))
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
+        except ValueError:  # pydantic's error is one
             raise ConfigError(
-                f"data {text!r}: {amount!r} is no amount; write FILE:PASSES or FILE:PASSES@UNTIL, "
-                "for example stories.txt:3@0.5"
+                f"data {text!r}: {amount!r} is no amount; write PATH:PASSES or PATH:PASSES@UNTIL with PASSES "
+                "above 0 and UNTIL in 0..1, for example stories.txt:3@0.5"
             ) from None
 
 
-@dataclass(frozen=True)
-class TrainingConfig:
-    """Everything that decides a run's numbers, and how often it reports.
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    """Texts and their cut into batches.
 
-    Learning rates are the peaks of the two lines of `schedule.py`; lengths are in tokens, `steps`,
-    `warmup_steps` and the three intervals in optimiser steps.
-
-    Raises:
-        ConfigError: a value is impossible; the message names it.
+    Attributes:
+        sources: what is learned from.
+        heldout: what is evaluated on, prepared folders (their validation split) or files.
+        sequence_length: tokens of a window.
+        batch_size: windows of an optimiser step, over all processes together.
+        micro_batch_size: windows of one forward pass in one process; None: all of them at once.
     """
 
-    model: ModelConfig
-    data: tuple[DataSource, ...]
-    steps: int
+    sources: Annotated[tuple[DataSource, ...], Field(min_length=1)]
     heldout: tuple[str, ...] = ()
-    batch_size: int = 8
-    sequence_length: int = 256
-    learning_rate: float = 1.5e-3
-    second_learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    switch: float = 0.5
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    seed: int = 0
-    precision: Precision = "float32"
-    compile: bool = False
-    log_every: int = 10
-    evaluate_every: int = 250
-    save_every: int = 250
-
-    def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "sequence_length", "log_every", "evaluate_every", "save_every"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"{key} is {getattr(self, key)}; it must be at least 1")
-        for key in ("learning_rate", "second_learning_rate", "clip"):
-            if not getattr(self, key) > 0:
-                raise ConfigError(f"{key} is {getattr(self, key)}; it must be positive")
-        if self.warmup_steps < 0 or self.weight_decay < 0:
-            raise ConfigError("warmup_steps and weight_decay must not be negative")
-        if not 0 < self.switch <= 1:
-            raise ConfigError(f"switch is {self.switch}; the second stage starts at a fraction in 0..1")
-        if not self.data:
-            raise ConfigError("no data to train on; name at least one text file")
-        if self.precision not in ("float32", "bfloat16"):
-            raise ConfigError(f"precision is {self.precision!r}; known are float32 and bfloat16")
-        longest = self.model.max_position_embeddings
-        if self.sequence_length > longest:
-            raise ConfigError(
-                f"sequence_length is {self.sequence_length}; the model's max_position_embeddings is {longest}"
-            )
+    sequence_length: _Count = 256
+    batch_size: _Count = 8
+    micro_batch_size: _Count | None = None
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens an optimiser step learns from."""
         return self.batch_size * self.sequence_length
 
+
+@dataclass(frozen=True, config=_STRICT)
+class Stage:
+    """A piece of a curve; positions are fractions (0..1) of the run.
+
+    The shape runs from `start` at position `begin` to `end` at `finish`; the curve follows it up to `until`.
+    Where `begin` and `finish` are None they are the ends of the piece itself.
+    """
+
+    until: _Share
+    start: float
+    end: float
+    shape: Literal["linear", "cosine"] = "linear"
+    begin: Annotated[float, Field(ge=0, lt=1)] | None = None
+    finish: _Share | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class LearningRateConfig:
+    """`recipe` gives the curve's shape (see schedule.py), the other keys its numbers.
+
+    Attributes:
+        peak: of the first stage.
+        second_peak: of the second stage; None: two thirds of `peak`, the ratio of the papers.
+        warmup: the rate rises linearly over so many first units.
+    """
+
+    recipe: RateRecipe = "two-stage-linear"
+    peak: _Positive = 1.5e-3
+    second_peak: _Positive | None = None
+    warmup: Annotated[int, Field(ge=0)] = 100
+
+
+@dataclass(frozen=True, config=_STRICT)
+class WeightDecayConfig:
+    """Decoupled weight decay of the matrices."""
+
+    recipe: DecayRecipe = "two-stage"
+    peak: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ScheduleConfig:
+    """Every curve of the run; lengths are in `unit`s.
+
+    Attributes:
+        horizon: length of the run.
+        switch: where (0..1) the second stage of the two-stage recipes begins.
+        quantizer_warmup: λ of `w + λ(Q(w) − w)` rises from 0 to 1 over so many first units; 0: it is 1.
+        quantized: False trains plain `nn.Linear` layers, the baseline of comparisons.
+        activation_bits: 8, or 16 for inputs that are not quantised.
+        curves: pieces that replace a recipe, by name: learning_rate, weight_decay, quantizer_strength.
+    """
+
+    horizon: _Count
+    unit: Literal["steps", "tokens"] = "steps"
+    learning_rate: LearningRateConfig = field(default_factory=LearningRateConfig)
+    weight_decay: WeightDecayConfig = field(default_factory=WeightDecayConfig)
+    switch: _Share = 0.5
+    quantizer_warmup: Annotated[int, Field(ge=0)] = 0
+    quantized: bool = True
+    activation_bits: Literal[8, 16] = 8
+    curves: dict[Literal["learning_rate", "weight_decay", "quantizer_strength"], tuple[Stage, ...]] = field(
+        default_factory=dict
+    )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class OptimizerConfig:
+    """AdamW's constants and the largest norm a step's gradient keeps."""
+
+    betas: tuple[_Share, _Share] = (0.9, 0.95)
+    eps: _Positive = 1e-8
+    clip: _Positive = 1.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class GuardConfig:
+    """Which steps are skipped: always those with a loss or gradient that is not finite.
+
+    Attributes:
+        spike: and those whose gradient norm exceeds so many times its running mean; None: none of them.
+        patience: so many bad steps in a row end the run.
+    """
+
+    spike: Annotated[float, Field(gt=1)] | None = None
+    patience: _Count = 3
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ComputeConfig:
+    """How, not what: speed and memory.
+
+    Attributes:
+        precision: of the matrix products; masters and quantisers are float32. auto: bfloat16 where the
+            hardware multiplies it.
+        compile: torch.compile each layer (needs a C++ compiler).
+        activation_checkpointing: keep only each layer's input for the backward pass.
+    """
+
+    precision: Precision = "float32"
+    compile: bool = False
+    activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ReportConfig:
+    """Intervals in optimiser steps, and where the numbers go besides CSV and JSONL.
+
+    Attributes:
+        log_every: a row of metrics.
+        evaluate_every: bits per byte of the held-out texts.
+        evaluate_packed: also of the packed model on the CPU engine.
+        codes_every: zero fraction and flip rate of every layer.
+        save_every, keep: checkpoints, and how many of them stay.
+    """
+
+    log_every: _Count = 10
+    evaluate_every: _Count = 250
+    evaluate_packed: bool = True
+    codes_every: _Count = 250
+    save_every: _Count = 250
+    keep: _Count = 2
+    tensorboard: bool = False
+    wandb: str | None = None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainingConfig:
+    """Everything that decides a run's numbers, and how it reports.
+
+    Attributes:
+        model: the shape; `preset` and Hugging Face's keys.
+        initial: a folder or Hub id of masters to continue from; None: random weights.
+        seed: of initial weights and data order.
+    Raises:
+        ConfigError: values contradict each other; the message names them.
+    """
+
+    model: Model
+    data: DataConfig
+    schedule: ScheduleConfig
+    initial: str | None = None
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    report: ReportConfig = field(default_factory=ReportConfig)
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    def __post_init__(self) -> None:
+        length, longest = self.data.sequence_length, self.model.max_position_embeddings
+        if length > longest:
+            raise ConfigError(
+                f"data.sequence_length is {length}; the model's max_position_embeddings is {longest}"
+            )
+        if self.schedule.unit == "tokens" and self.schedule.horizon < self.data.tokens_per_step:
+            raise ConfigError(
+                f"schedule.horizon is {self.schedule.horizon} tokens, less than one step of "
+                f"{self.data.tokens_per_step}"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "training configuration") -> TrainingConfig:
+        """Check plain values; `where` begins the error messages.
+
+        Raises:
+            ConfigError: a key is unknown or missing, or a value impossible; the message names the key.
+        """
+        try:
+            return _ADAPTER.validate_python(values)
+        except ValidationError as error:
+            raise ConfigError(f"{where}: {_explain(error)}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that `from_dict` takes."""
+        values: dict[str, Any] = _ADAPTER.dump_python(self, mode="json")
+        return values
+
     def save(self, path: Path) -> None:
-        """Write as JSON, atomically."""
-        values = asdict(self) | {"model": self.model.to_dict()}
+        """Write as YAML, atomically."""
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        temporary.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
         temporary.replace(path)
 
     @classmethod
@@ -125,23 +297,77 @@ class TrainingConfig:
         """Read what `save` wrote.
 
         Raises:
-            FormatError: the file is missing or damaged.
+            FormatError: the file is missing or no YAML.
             ConfigError: a key is unknown or a value impossible.
         """
+        return cls.from_dict(read_yaml(path), str(path))
+
+
+_ADAPTER: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML file holds.
+
+    Raises:
+        FormatError: the file is missing, no YAML, or holds something else.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise FormatError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(values, dict):
+        raise FormatError(f"{path}: holds no keys; a training configuration has model, data and schedule")
+    return values
+
+
+def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Put `a.b=c` assignments on top of plain values; c is read as YAML.
+
+    Raises:
+        ConfigError: an assignment is malformed, or goes through a key that holds a plain value.
+    """
+    result = _copy(values)
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        keys = path.strip().split(".")
+        if not equals or not all(keys):
+            raise ConfigError(f"--set {assignment!r}: write KEY=VALUE, for example schedule.horizon=1000")
+        section = result
+        for key in keys[:-1]:
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"--set {assignment!r}: {key} is no section, it holds {section!r}")
         try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FormatError(f"{path}: not found; there is no training run to resume here") from None
-        except (OSError, ValueError) as error:
-            raise FormatError(f"{path}: not readable as JSON ({error})") from None
-        unknown = set(values) - {item.name for item in fields(cls)}
-        if unknown:
-            raise ConfigError(f"{path}: unknown key {min(unknown)!r}")
+            section[keys[-1]] = _number(yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {assignment!r}: {text!r} is not readable as YAML") from None
+    return result
+
+
+def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+
+
+def _number(value: object) -> object:
+    """YAML 1.1 reads 1e-3 as text, for want of a dot; people mean a number."""
+    if isinstance(value, str):
         try:
-            values["model"] = ModelConfig.from_dict(values["model"], str(path))
-            values["data"] = tuple(DataSource(**source) for source in values["data"])
-            values["heldout"] = tuple(values.get("heldout", ()))
-            values["betas"] = tuple(values.get("betas", (0.9, 0.95)))
-            return cls(**values)
-        except (TypeError, KeyError, AttributeError) as error:
-            raise FormatError(f"{path}: not a training configuration ({error})") from None
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem, with its key as `--set` writes it."""
+    problem = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in problem["loc"] if part != "function-before[_model()]")
+    cause = problem.get("ctx", {}).get("error")
+    if isinstance(cause, BitnetError):
+        return f"{key}: {cause}" if key and not str(cause).startswith(key) else str(cause)
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"unknown key {key!r}"
+    if problem["type"] in ("missing", "missing_argument"):
+        return f"{key} is missing"
+    return f"{key} is {problem['input']!r}: {problem['msg']}"

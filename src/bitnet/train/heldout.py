@@ -2,57 +2,105 @@
 
 bits per byte = Σ -log2 p(token) / bytes of the documents. Every document's end counts among the tokens and
 not among the bytes. Windows do not overlap, so each token sees half a window before it on average.
+
+The model in training is measured, and what will be shipped: its packed form on the CPU engine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch.nn import functional as F
 
+from bitnet.config import ModelConfig
+from bitnet.cpu_model import CpuModel
+from bitnet.formats.checkpoint import Checkpoint
 from bitnet.nn import Transformer
-from bitnet.train.data import SEPARATOR, Ids, encode, read_documents
+from bitnet.train.export import checkpoint_tensors
+from bitnet.train.shards import Corpus
+from bitnet.train.sources import open_source
+
+_BATCH = 8  # windows of one forward pass
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A held-out text: ids with a separator before each document and at the end, size in bytes."""
+    """A held-out text.
+
+    Attributes:
+        name: what its column is called.
+        ids: int64, a separator before each document and at the end.
+        size: bytes of the documents.
+    """
 
     name: str
-    ids: Ids
+    ids: NDArray[np.int64]
     size: int
 
     @classmethod
-    def read(cls, path: Path, tokenizer: Tokenizer) -> HeldOut:
-        """Raises FormatError: the file is missing or holds no text."""
-        documents = read_documents(path)
-        ids = encode(tokenizer, documents)
-        ids = np.append(ids, np.array(tokenizer.token_to_id(SEPARATOR), ids.dtype))
-        return cls(path.stem, ids, sum(len(document.encode()) for document in documents))
+    def open(cls, path: Path, tokenizer: Tokenizer) -> HeldOut:
+        """The validation split of a prepared folder, or a text.
+
+        Raises:
+            FormatError, InputError: as `open_source`.
+        """
+        return cls.of(path.stem, open_source(path, tokenizer, "validation"))
+
+    @classmethod
+    def of(cls, name: str, corpus: Corpus) -> HeldOut:
+        """All of a corpus, closed by the separator it begins with."""
+        return cls(name, corpus.take(0, len(corpus) + 1), corpus.text_bytes)
+
+    def batches(self, length: int) -> Iterator[NDArray[np.int64]]:
+        """Windows of `length` + 1 ids, (up to 8, length + 1); the short last window rides alone."""
+        whole = (len(self.ids) - 1) // length
+        for first in range(0, whole, _BATCH):
+            starts = range(first, min(first + _BATCH, whole))
+            yield np.stack([self.ids[start * length : (start + 1) * length + 1] for start in starts])
+        if whole * length < len(self.ids) - 1:
+            yield self.ids[None, whole * length :]
+
+    def bits(self, nats: float) -> float:
+        """Bits per byte of a loss summed over all its tokens."""
+        return nats / math.log(2) / self.size
 
 
-def bits_per_byte(model: Transformer, text: HeldOut, length: int, batch_size: int = 8) -> float:
-    """Run the model over the whole text in windows of `length` tokens."""
+def bits_per_byte(model: Transformer, text: HeldOut, length: int) -> float:
+    """Run the model in training over the whole text in windows of `length` tokens."""
     nats = 0.0
-    ids = torch.from_numpy(text.ids.astype(np.int64))
-    starts = list(range(0, len(ids) - 1, length))
-    with torch.inference_mode():
-        for rows in _batches(starts, len(ids) - 1, length, batch_size):
-            window = torch.stack([ids[start : start + size + 1] for start, size in rows])
-            logits = model(window[:, :-1]).float().flatten(0, 1)
-            nats += F.cross_entropy(logits, window[:, 1:].flatten(), reduction="sum").item()
-    return nats / math.log(2) / text.size
+    device = model.head_weight.device
+    with torch.no_grad():  # inference mode would refuse the gathers of sharded parameters
+        for windows in text.batches(length):
+            ids = torch.from_numpy(windows).to(device)
+            logits = model(ids[:, :-1]).float().flatten(0, 1)
+            nats += F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").item()
+    return text.bits(nats)
 
 
-def _batches(starts: Sequence[int], end: int, length: int, size: int) -> list[list[tuple[int, int]]]:
-    """Windows (start, length) in batches of equal length; the short last window rides alone."""
-    windows = [(start, min(length, end - start)) for start in starts]
-    whole = [window for window in windows if window[1] == length]
-    batches = [whole[first : first + size] for first in range(0, len(whole), size)]
-    return batches + [[window] for window in windows if window[1] != length]
+def packed_model(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> CpuModel:
+    """The CPU engine on the packed form of float32 masters, as an export of them would run."""
+    packed = config.with_quantization("offline")
+    checkpoint = Checkpoint(
+        packed, checkpoint_tensors(tensors, packed), "the packed model", None, frozenset()
+    )
+    return CpuModel.from_checkpoint(checkpoint, None, head="full")
+
+
+def packed_bits_per_byte(model: CpuModel, text: HeldOut, length: int) -> float:
+    """The same measure on the CPU engine."""
+    nats = 0.0
+    for windows in text.batches(length):
+        batch = [(model.new_cache(len(window) - 1), window[:-1].tolist()) for window in windows]
+        for window, logits in zip(windows, model.forward(batch, all_logits=True), strict=True):
+            chosen = logits[np.arange(len(logits)), window[1:]].astype(np.float64)
+            top = logits.max(axis=-1, keepdims=True)
+            total = np.log(np.exp(logits - top).sum(axis=-1, dtype=np.float64)) + top[:, 0]
+            nats += float((total - chosen).sum())
+    return text.bits(nats)

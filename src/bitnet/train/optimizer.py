@@ -6,25 +6,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from bitnet.train.schedule import learning_rate, weight_decay
-
 if TYPE_CHECKING:
     from bitnet.nn import Transformer
-    from bitnet.train.config import TrainingConfig
+    from bitnet.train.config import OptimizerConfig
+    from bitnet.train.schedule import Values
 
 
-def build_optimizer(model: Transformer, config: TrainingConfig) -> torch.optim.AdamW:
+def build_optimizer(model: Transformer, config: OptimizerConfig) -> torch.optim.AdamW:
     """Two groups, the decaying one first; rates are set a step by `follow_schedule`."""
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2]},
         {"params": [p for p in parameters if p.ndim < 2]},
     ]
-    return torch.optim.AdamW(groups, betas=config.betas, weight_decay=0.0, fused=True)
+    return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=True)
 
 
-def follow_schedule(optimizer: torch.optim.AdamW, config: TrainingConfig, step: int) -> None:
-    """Set the learning rate and the weight decay of optimiser step `step`."""
+def follow_schedule(optimizer: torch.optim.AdamW, values: Values) -> None:
+    """Set the learning rate and the weight decay of one optimiser step."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(config, step)
-    optimizer.param_groups[0]["weight_decay"] = weight_decay(config, step)
+        group["lr"] = values.learning_rate
+    optimizer.param_groups[0]["weight_decay"] = values.weight_decay

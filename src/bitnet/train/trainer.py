@@ -1,185 +1,262 @@
 """The training loop and its folder.
 
-OUT/training.json       the configuration          OUT/tokenizer/      tokenizer.json
-OUT/state.safetensors   masters, moments, step     OUT/loss.csv, .png  the curve
+OUT/training.yaml           the resolved configuration      OUT/tokenizer/         tokenizer.json
+OUT/checkpoints/step-N/     the last states, to go on from  OUT/metrics.csv, …     what was recorded
+OUT/model-packed/           the result, 2 bits a weight     OUT/model-bf16/        its masters
+
+One process or many run the same code; files are written and lines printed by the first.
 """
 
 from __future__ import annotations
 
+import shutil
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from bitnet.errors import InputError
+from bitnet.errors import DivergedError, FormatError, InputError
+from bitnet.formats.checkpoint import Checkpoint
 from bitnet.nn import Transformer
-from bitnet.train.checkpointing import FILE, load_state, save_state
-from bitnet.train.config import TrainingConfig
-from bitnet.train.data import Batches, encode, read_documents
-from bitnet.train.heldout import HeldOut, bits_per_byte
+from bitnet.nn.bitlinear import set_quantization
+from bitnet.train.checkpointing import load_state, save_state, saved_steps
+from bitnet.train.code_health import CodeHealth
+from bitnet.train.config import CONFIG_FILE, TrainingConfig, override, read_yaml
+from bitnet.train.export import export, whole_tensors
+from bitnet.train.guard import Guard
+from bitnet.train.masters import load_masters
 from bitnet.train.optimizer import build_optimizer, follow_schedule
-from bitnet.train.progress import reporter
-from bitnet.train.record import Record, plot
+from bitnet.train.order import Batches
+from bitnet.train.parallel import Parallel, check_batch
+from bitnet.train.reporting import Reporting
+from bitnet.train.schedule import Schedule
+from bitnet.train.shards import Corpus
+from bitnet.train.sources import open_source
+from bitnet.train.step import Ids, StepResult, TrainingStep
 from bitnet.train.tokenizer import load_tokenizer, save_tokenizer
 
-CONFIG_FILE, TOKENIZER_FOLDER = "training.json", "tokenizer"
-_Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+TOKENIZER_FOLDER = "tokenizer"
+EXPORTS = {"model-packed": "offline", "model-bf16": "online"}
 
 
 class Trainer:
     """One run in one folder; `run` trains to the horizon or until a signal asks to stop."""
 
-    def __init__(self, directory: Path, config: TrainingConfig, tokenizer: Tokenizer) -> None:
-        """Build model and optimiser, from the folder's state if there is one.
+    def __init__(
+        self,
+        directory: Path,
+        config: TrainingConfig,
+        tokenizer: Tokenizer,
+        parallel: Parallel,
+        initial: Checkpoint | None = None,
+    ) -> None:
+        """Build model and optimiser, from the folder's newest checkpoint if there is one.
 
         Raises:
-            InputError: the vocabulary does not fit the model.
-            FormatError: the folder's state is not of this model.
+            InputError: the vocabulary does not fit the model, or `initial` has another shape.
+            ConfigError: a process would have no row of a batch.
+            FormatError: the folder's state is damaged or of another model.
         """
         if tokenizer.get_vocab_size() > config.model.vocab_size:
             raise InputError(
                 f"the tokenizer has {tokenizer.get_vocab_size()} entries, the model's vocab_size is "
-                f"{config.model.vocab_size}; give --vocab-size {tokenizer.get_vocab_size()}"
+                f"{config.model.vocab_size}; set model.vocab_size={tokenizer.get_vocab_size()}"
             )
-        self.directory, self.config, self.tokenizer = directory, config, tokenizer
+        check_batch(parallel, config.data.batch_size)
+        self.directory, self.config, self.tokenizer, self.parallel = directory, config, tokenizer, parallel
+        self.schedule = Schedule(config.schedule, config.data.tokens_per_step)
         torch.manual_seed(config.seed)
-        self.model = Transformer(config.model.with_quantization("online"))
-        self.optimizer = build_optimizer(self.model, config)
+        self.model = Transformer(config.model)
+        if initial is not None:
+            load_masters(self.model, initial)
+        self.model.to(parallel.device)
+        self.model.model.activation_checkpointing = config.compute.activation_checkpointing
+        if config.compute.compile:
+            for layer in self.model.model.layers:
+                layer.compile()
+        parallel.shard(self.model)
+        self.optimizer = build_optimizer(self.model, config.optimizer)
+        self.guard = Guard(config.guard)
         self.step = 0
-        if (directory / FILE).exists():
-            self.step = load_state(directory, self.model, self.optimizer)
+        self.notices: list[str] = []
+        if saved_steps(directory):
+            self._restore()
+
+    def _restore(self) -> None:
+        facts = load_state(self.directory, self.model, self.optimizer, self.parallel)
+        self.step = int(facts["step"])
+        self.guard.restore(facts.get("guard", {}), str(self.directory))
+        if facts.get("schedule") != self._curves():
+            self.notices.append(f"the schedule differs from the one that led to step {self.step}")
 
     @classmethod
-    def create(cls, directory: Path, config: TrainingConfig, tokenizer: Tokenizer) -> Trainer:
+    def create(
+        cls,
+        directory: Path,
+        config: TrainingConfig,
+        tokenizer: Tokenizer,
+        parallel: Parallel | None = None,
+        initial: Checkpoint | None = None,
+    ) -> Trainer:
         """Start a run in a new folder.
 
         Raises:
-            InputError: the folder holds a run already, or the vocabulary does not fit the model.
+            InputError: the folder holds a run already; else as the constructor.
         """
+        parallel = parallel or Parallel()
         if (directory / CONFIG_FILE).exists():
             raise InputError(f"{directory}: holds a training run already; add --resume to continue it")
-        trainer = cls(directory, config, tokenizer)
-        save_tokenizer(tokenizer, directory / TOKENIZER_FOLDER, config.model.max_position_embeddings)
-        config.save(directory / CONFIG_FILE)
+        parallel.wait()  # nobody may find the file that the first process writes below
+        trainer = cls(directory, config, tokenizer, parallel, initial)
+        if parallel.first:
+            save_tokenizer(tokenizer, directory / TOKENIZER_FOLDER, config.model.max_position_embeddings)
+            config.save(directory / CONFIG_FILE)
         return trainer
 
     @classmethod
-    def resume(cls, directory: Path, changes: Mapping[str, Any] | None = None) -> Trainer:
+    def resume(
+        cls, directory: Path, changes: Sequence[str] = (), parallel: Parallel | None = None
+    ) -> Trainer:
         """Continue the run of a folder.
 
         Args:
-            changes: fields of its configuration to replace: another horizon, other texts, longer sequences.
+            changes: `a.b=c` assignments to its configuration: another horizon, other texts, longer sequences.
         Raises:
             FormatError: there is no run, or its files are damaged.
             InputError: a step would hold another number of tokens, in which schedule and record count.
         """
-        config = TrainingConfig.load(directory / CONFIG_FILE)
-        changed = replace(config, **(changes or {}))
-        if changed.tokens_per_step != config.tokens_per_step:
+        parallel = parallel or Parallel()
+        path = directory / CONFIG_FILE
+        if not path.exists():
+            raise FormatError(f"{path}: not found; there is no training run to resume here")
+        config = TrainingConfig.load(path)
+        changed = TrainingConfig.from_dict(override(read_yaml(path), changes), str(path))
+        if changed.data.tokens_per_step != config.data.tokens_per_step:
             raise InputError(
-                f"{directory}: a step of this run holds {config.tokens_per_step} tokens, not "
-                f"{changed.tokens_per_step}; keep batch times sequence length"
+                f"{directory}: a step of this run holds {config.data.tokens_per_step} tokens, not "
+                f"{changed.data.tokens_per_step}; keep batch_size times sequence_length"
             )
-        trainer = cls(directory, changed, load_tokenizer(directory / TOKENIZER_FOLDER))
-        if changed != config:
-            changed.save(directory / CONFIG_FILE)
+        trainer = cls(directory, changed, load_tokenizer(directory / TOKENIZER_FOLDER), parallel)
+        if changed != config and parallel.first:
+            changed.save(path)
         return trainer
 
     def run(self) -> bool:
-        """Train; saves at intervals, at the end, and when SIGINT or SIGTERM arrives.
+        """Train; saves at intervals, at the end, and when SIGINT or SIGTERM arrives; exports at the end.
 
         Returns:
             Whether the horizon was reached.
         Raises:
             FormatError, InputError: a text is missing, damaged or too short.
-            ResourceError: the disk is full.
+            ResourceError: the disk is full, or another process is gone.
+            DivergedError: too many steps in a row were not finite.
         """
-        config = self.config
+        config, steps, parallel = self.config, self.schedule.steps, self.parallel
         batches = self._batches()
-        texts = [HeldOut.read(Path(path), self.tokenizer) for path in config.heldout]
-        record = Record(self.directory, [text.name for text in texts], self.step)
-        loss_function = torch.compile(self.model.loss) if config.compile else self.model.loss
-        interval = _Interval(time.perf_counter())
-        with _stop_signals() as stop, reporter(config.steps) as report:
-            while self.step < config.steps and not stop:
-                loss, norm = self._update(loss_function, *batches.batch(self.step, config.batch_size))
-                interval.add(loss, norm)
-                report.step(self.step, loss)
-                last = self.step == config.steps
-                evaluate = last or self.step % config.evaluate_every == 0
-                if evaluate or self.step % config.log_every == 0:
-                    row = self._row(interval)
-                    results = self._evaluate(texts) if evaluate else {}
-                    record.add(row | {f"heldout:{name}": value for name, value in results.items()})
-                    report.evaluation(self.step, results)
-                    interval = _Interval(time.perf_counter())
-                if last or self.step % config.save_every == 0:
-                    save_state(self.directory, self.model, self.optimizer, self.step)
-        if stop:
-            save_state(self.directory, self.model, self.optimizer, self.step)
-        plot(self.directory)
-        return self.step == config.steps
+        update = TrainingStep(
+            self.model,
+            self.optimizer,
+            self.guard,
+            config.data,
+            config.compute,
+            config.optimizer.clip,
+            parallel,
+        )
+        codes = CodeHealth(self.model)
+        result = None
+        with _stop_signals() as stop, Reporting(self.directory, config, self.tokenizer, parallel) as report:
+            report.start(self.step, steps, self.notices)
+            while self.step < steps and not (result and result.stop):
+                values = self.schedule.at(self.step)
+                follow_schedule(self.optimizer, values)
+                set_quantization(self.model, values.quantizer_strength, values.activation_bits)
+                rows = parallel.rows(config.data.batch_size)
+                inputs, targets = batches.batch(self.step, config.data.batch_size, rows)
+                result = update(inputs, targets, bool(stop))
+                self.step += 1
+                report.step(self.step, result, values, self.guard.skipped, self.model)
+                if not result.taken:
+                    self._bad_step(inputs, result, report)
+                last = self.step == steps
+                if last or self.step % config.report.codes_every == 0:
+                    report.codes(self.step, codes.measure())
+                if last or result.stop or self.step % config.report.save_every == 0:
+                    self._save()
+            finished = self.step == steps
+            if finished:
+                self._export()
+        return finished
 
-    def _update(
-        self, loss_function: _Loss, inputs: NDArray[np.int64], targets: NDArray[np.int64]
-    ) -> tuple[float, float]:
-        """One optimiser step; returns the batch's loss and the gradient's norm before clipping."""
-        config = self.config
-        follow_schedule(self.optimizer, config, self.step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
-            loss = loss_function(torch.from_numpy(inputs), torch.from_numpy(targets))
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.step += 1
-        return loss.item(), norm.item()
+    def export(self, directory: Path, mode: str) -> None:
+        """Write the weights as a model folder, "offline" (packed) or "online" (bfloat16 masters).
 
-    def _batches(self) -> Batches:
-        sources = self.config.data
-        streams = [encode(self.tokenizer, read_documents(Path(source.path))) for source in sources]
-        return Batches(streams, sources, self.config.sequence_length, self.config.seed)
+        Raises:
+            InputError: the folder exists and is not empty.
+            ResourceError: the disk has no room.
+        """
+        tensors = whole_tensors(self.model)
+        if self.parallel.first:
+            export(
+                tensors,
+                self.config.model,
+                self.tokenizer,
+                directory,
+                "offline" if mode == "offline" else "online",
+            )
+        self.parallel.wait()
 
-    def _row(self, interval: _Interval) -> dict[str, float]:
-        """The numbers of the interval that ends with the step just done."""
-        tokens = self.config.tokens_per_step
+    def _export(self) -> None:
+        if not self.config.schedule.quantized:
+            return  # a packed file would hold codes this model never computed with
+        for name, mode in EXPORTS.items():
+            if self.parallel.first:
+                shutil.rmtree(self.directory / name, ignore_errors=True)  # of a shorter horizon
+            self.export(self.directory / name, mode)
+
+    def _save(self) -> None:
+        facts = {"schedule": self._curves(), "guard": self.guard.state()}
+        save_state(
+            self.directory,
+            self.model,
+            self.optimizer,
+            self.step,
+            facts,
+            self.parallel,
+            self.config.report.keep,
+        )
+
+    def _curves(self) -> dict[str, list[dict[str, object]]]:
+        """The schedule in the plain form of run.json."""
         return {
-            "step": self.step,
-            "tokens": self.step * tokens,
-            "loss": interval.loss / interval.steps,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
-            "weight_decay": self.optimizer.param_groups[0]["weight_decay"],
-            "gradient_norm": interval.norm / interval.steps,
-            "tokens_per_second": interval.steps * tokens / (time.perf_counter() - interval.started),
+            name: [dict(vars(stage)) for stage in stages] for name, stages in self.schedule.curves.items()
         }
 
-    def _evaluate(self, texts: list[HeldOut]) -> dict[str, float]:
-        """Bits per byte of every held-out text."""
-        return {text.name: bits_per_byte(self.model, text, self.config.sequence_length) for text in texts}
+    def _bad_step(self, inputs: Ids, result: StepResult, report: Reporting) -> None:
+        """Note a skipped step; keep its batch, and end the run, after too many of them."""
+        report.notice(
+            f"step {self.step} skipped: loss {result.loss:.4g}, gradient norm {result.norm:.4g} "
+            f"({self.guard.skipped} skipped so far)"
+        )
+        if not self.guard.exhausted:
+            return
+        path = self.directory / f"bad-batch-step-{self.step:08d}-rank-{self.parallel.rank}.npy"
+        np.save(path, inputs)
+        raise DivergedError(
+            f"{self.directory}: {self.guard.in_a_row} bad steps in a row up to step {self.step}; the last "
+            f"one's token ids are in {path.name}. Lower schedule.learning_rate.peak or look at the data, then "
+            f"--resume from step {max(saved_steps(self.directory), default=0)}"
+        )
 
-
-@dataclass
-class _Interval:
-    """Sums since the last row of the record."""
-
-    started: float
-    steps: int = 0
-    loss: float = 0.0
-    norm: float = 0.0
-
-    def add(self, loss: float, norm: float) -> None:
-        self.steps += 1
-        self.loss += loss
-        self.norm += norm
+    def _batches(self) -> Batches:
+        data = self.config.data
+        corpora: list[Corpus] = [open_source(Path(s.path), self.tokenizer) for s in data.sources]
+        shares = [(source.passes, source.until) for source in data.sources]
+        return Batches(corpora, shares, data.sequence_length, self.config.seed)
 
 
 @contextmanager

@@ -1,15 +1,23 @@
 """`bitnet train` from text to an exported folder, and its refusals."""
 
 import pytest
+import yaml
 
 from bitnet.cli.main import run
 from bitnet.load import load_model
+
+SMALL = (
+    "model={preset: stories, vocab_size: 270, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1}",
+    "data.batch_size=2",
+    "data.sequence_length=16",
+)
 
 
 @pytest.fixture
 def text(tmp_path):
     path = tmp_path / "story.txt"
-    path.write_text("\n<|endoftext|>\n".join(["The cat sat on the mat. So it goes."] * 90), encoding="utf-8")
+    stories = [f"The cat sat on the mat {number} times. So it goes." for number in range(90)]
+    path.write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
     return path
 
 
@@ -19,43 +27,93 @@ def bitnet(*arguments) -> int:
     return exit_.value.code or 0
 
 
+def settings(*more: str) -> list[str]:
+    return [part for assignment in (*SMALL, *more) for part in ("--set", assignment)]
+
+
 def test_trains_resumes_and_exports(text, tmp_path, capsys):
     out = tmp_path / "run"
-    options = ("--vocab-size", 270, "--batch", 2, "--seq", 16, "--threads", 1)
-    assert bitnet("train", "--data", f"{text}:2", "--out", out, "--steps", 2, *options) == 0
-    assert (
-        bitnet(
-            "train", "--out", out, "--resume", "--steps", 3, "--threads", 1, "--export", tmp_path / "packed"
-        )
-        == 0
-    )
-    assert "step 3" in capsys.readouterr().out
-    assert bitnet("train", "--out", out, "--export", tmp_path / "bf16", "--export-format", "bf16") == 0
-    for name, mode in (("packed", "offline"), ("bf16", "online")):
-        model = load_model(tmp_path / name, engine="torch")
+    arguments = ("--data", f"{text}:2", "--heldout", text, "--steps", 2, "--threads", 1)
+    assert bitnet("train", "--out", out, *arguments, *settings()) == 0
+    assert bitnet("train", "--out", out, "--resume", "--steps", 3, "--threads", 1) == 0
+    assert "finished 3 steps" in capsys.readouterr().out
+    for form, mode in (("packed", "offline"), ("bf16", "online")):
+        assert bitnet("train", "--out", out, "--export", tmp_path / form, "--export-format", form) == 0
+        model = load_model(tmp_path / form, engine="torch")
         assert model.config.quantization.quantization_mode == mode
         assert model.config.vocab_size == 270
+        assert (out / f"model-{form}" / "model.safetensors").read_bytes() == (
+            tmp_path / form / "model.safetensors"
+        ).read_bytes()
+    assert (out / "loss.png").exists()
+
+
+def test_a_file_a_prepared_folder_and_masters_start_runs(text, tmp_path, capsys):
+    assert bitnet("tokenizer", "train", text, "--vocab-size", 270, "--out", tmp_path / "tok") == 0
+    prepared = tmp_path / "data"
+    assert (
+        bitnet("prepare", text, "--tokenizer", tmp_path / "tok", "--validation", 0.3, "--out", prepared) == 0
+    )
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "model": {
+                    "preset": "stories",
+                    "hidden_size": 32,
+                    "intermediate_size": 64,
+                    "num_hidden_layers": 1,
+                },
+                "data": {
+                    "sources": [{"path": str(prepared), "passes": 2}],
+                    "heldout": [str(prepared)],
+                    "sequence_length": 8,
+                    "batch_size": 2,
+                },
+                "schedule": {"horizon": 64, "unit": "tokens"},
+            }
+        )
+    )
+    assert bitnet("train", file, "--out", tmp_path / "first", "--threads", 1) == 0
+    masters = tmp_path / "first" / "model-bf16"
+    assert load_model(masters, engine="torch").config.vocab_size == 270
+    arguments = ("--data", prepared, "--steps", 2, "--set", f"initial={masters}", "--threads", 1)
+    sizes = ("--set", "data.sequence_length=8", "--set", "data.batch_size=2")
+    assert bitnet("train", "--out", tmp_path / "second", *arguments, *sizes) == 0
+    assert load_model(tmp_path / "second" / "model-packed").config.hidden_size == 32
+
+
+def test_draws_a_schedule_without_training(text, tmp_path, capsys):
+    picture = tmp_path / "schedule.png"
+    arguments = ("--preset", "stories", "--data", text, "--steps", 5000)
+    assert bitnet("train", *arguments, "--plot-schedule", picture) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "5000 steps" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ((), "nothing to do"),
-        (("--data", "{text}"), "--steps"),
+        (("--data", "{text}", "--preset", "stories"), "schedule"),
         (("--data", "{text}", "--steps", "1", "--preset", "none"), "unknown preset"),
-        (("--data", "missing.txt", "--steps", "1"), "missing.txt"),
+        (("--data", "missing.txt", "--steps", "1", "--preset", "stories"), "missing.txt"),
+        (("--data", "{text}", "--steps", "1", "--preset", "stories", "--set", "shedule.switch=1"), "shedule"),
         (("--resume",), "no training run"),
+        (("nowhere.yaml",), "nowhere.yaml"),
+        (("--data", "{text}", "--steps", "1", "--set", "initial={text}"), "story.txt"),
+        (("--export", "{text}.model"), "no training run"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(text, tmp_path, capsys, arguments, message):
     filled = [argument.format(text=text) for argument in arguments]
     assert bitnet("train", "--out", tmp_path / "run", *filled) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1
+    assert error.count("\n") == 1, error
     assert message in error
 
 
-def test_missing_torch_names_the_extra(tmp_path, capsys, monkeypatch):
+def test_a_missing_package_names_the_extra(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("bitnet.cli.train.find_spec", lambda name: None)
     assert bitnet("train", "--out", tmp_path, "--resume") == 2
-    assert "bitnet-ternary[torch]" in capsys.readouterr().err
+    assert "bitnet-ternary[train]" in capsys.readouterr().err

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitnet.config import ModelConfig
 from bitnet.train.config import DataSource, TrainingConfig
 from bitnet.train.tokenizer import train_tokenizer
 
@@ -34,29 +33,34 @@ def tokenizer(story_file):
 
 
 @pytest.fixture
-def config(story_file) -> TrainingConfig:
-    model = ModelConfig(
-        vocab_size=280,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=0,
-        eos_token_id=(0,),
-    )
-    return TrainingConfig(
-        model=model,
-        data=(DataSource(str(story_file), passes=40),),
-        steps=12,
-        heldout=(str(story_file),),
-        batch_size=4,
-        sequence_length=32,
-        learning_rate=1e-2,
-        second_learning_rate=6e-3,
-        warmup_steps=3,
-        log_every=2,
-        evaluate_every=6,
-        save_every=5,
-    )
+def values(story_file) -> dict:
+    """A configuration as YAML would give it."""
+    return {
+        "model": {
+            "vocab_size": 280,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        },
+        "data": {
+            "sources": [{"path": str(story_file), "passes": 40}],
+            "heldout": [str(story_file)],
+            "batch_size": 4,
+            "sequence_length": 32,
+        },
+        "schedule": {
+            "horizon": 12,
+            "learning_rate": {"peak": 1e-2, "second_peak": 6e-3, "warmup": 3},
+        },
+        "report": {"log_every": 2, "evaluate_every": 6, "save_every": 5, "codes_every": 6},
+    }
+
+
+@pytest.fixture
+def config(values) -> TrainingConfig:
+    return TrainingConfig.from_dict(values)

@@ -1,40 +1,111 @@
-"""The two lines, their jump, and the weight decay that ends with the first."""
+"""The published curves, and curves of one's own."""
 
-from dataclasses import replace
+import math
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bitnet.train.schedule import learning_rate, weight_decay
+from bitnet.errors import ConfigError
+from bitnet.train.config import LearningRateConfig, ScheduleConfig, Stage, WeightDecayConfig
+from bitnet.train.schedule import Schedule, evaluate
 
-
-@pytest.fixture
-def recipe(config):
-    """The 700M run of the Training Tips."""
-    return replace(config, steps=100_000, warmup_steps=375, learning_rate=1.5e-3, second_learning_rate=1e-3)
-
-
-def test_rates_of_the_published_recipe(recipe):
-    assert learning_rate(recipe, 374) == pytest.approx(1.5e-3)
-    assert learning_rate(recipe, 0) == pytest.approx(1.5e-3 / 375)
-    assert learning_rate(recipe, 375) == pytest.approx(1.5e-3)
-    assert learning_rate(recipe, 49_999) == pytest.approx(7.5e-4, rel=0.01)
-    assert learning_rate(recipe, 50_000) == pytest.approx(5.0e-4, rel=0.01)
-    assert 0 < learning_rate(recipe, 99_999) < 2e-8
+PUBLISHED = LearningRateConfig(peak=1.5e-3, second_peak=1e-3, warmup=375)
 
 
-def test_both_stages_are_straight_lines(recipe):
-    for first in (375, 50_000):
-        steps = [first, first + 20_000, first + 40_000]
-        low, middle, high = (learning_rate(recipe, step) for step in steps)
-        assert middle == pytest.approx((low + high) / 2)
+def test_rates_of_the_published_recipe():
+    """100,000 steps: about 7.7e-4 before the switch, 5.2e-4 behind it, and about 0 at the end."""
+    schedule = Schedule(ScheduleConfig(horizon=100_000, learning_rate=PUBLISHED), 1)
+    assert schedule.at(0).learning_rate == pytest.approx(1.5e-3 / 375)
+    assert schedule.at(49_999).learning_rate == pytest.approx(7.5e-4, rel=1e-3)
+    assert schedule.at(50_000).learning_rate == pytest.approx(5e-4, rel=1e-3)
+    assert schedule.at(99_999).learning_rate == pytest.approx(1e-8, rel=1e-3)
+    assert (schedule.at(49_999).weight_decay, schedule.at(50_000).weight_decay) == (0.1, 0.0)
 
 
-def test_decay_ends_where_the_rate_jumps(recipe):
-    assert weight_decay(recipe, 49_999) == 0.1
-    assert weight_decay(recipe, 50_000) == 0
-    assert weight_decay(replace(recipe, switch=1.0), 99_999) == 0.1
+def test_both_stages_are_straight_lines():
+    schedule = Schedule(ScheduleConfig(horizon=1000, learning_rate=LearningRateConfig(warmup=0)), 1)
+    rates = [schedule.at(step).learning_rate for step in range(1000)]
+    for part in (rates[:500], rates[500:]):
+        steps = [b - a for a, b in pairwise(part)]
+        assert max(steps) - min(steps) < 1e-12
+    assert rates[500] / rates[499] == pytest.approx(2 / 3, rel=5e-3)
 
 
-def test_a_run_shorter_than_its_warm_up_still_has_a_rate(config):
-    short = replace(config, steps=2, warmup_steps=100)
-    assert all(learning_rate(short, step) > 0 for step in range(2))
+def test_the_cosines_of_2b4t():
+    config = ScheduleConfig(
+        horizon=1000,
+        learning_rate=LearningRateConfig("two-stage-cosine", peak=2.0, second_peak=0.5, warmup=0),
+        weight_decay=WeightDecayConfig("two-stage-cosine"),
+    )
+    schedule = Schedule(config, 1)
+    for step in (0, 123, 499):
+        assert schedule.at(step).learning_rate == pytest.approx(1 + math.cos(math.pi * step / 1000))
+    for step in (500, 750, 999):
+        part = (step - 500) / 500
+        assert schedule.at(step).learning_rate == pytest.approx(0.25 * (1 + math.cos(math.pi * part)))
+    assert schedule.at(250).weight_decay == pytest.approx(0.05)
+    assert schedule.at(499).weight_decay == pytest.approx(0.1, rel=1e-4)
+    assert schedule.at(500).weight_decay == 0
+
+
+def test_tokens_and_steps_are_the_same_run():
+    by_step = Schedule(ScheduleConfig(horizon=50, quantizer_warmup=10), 256)
+    by_token = Schedule(
+        ScheduleConfig(
+            horizon=50 * 256,
+            unit="tokens",
+            quantizer_warmup=10 * 256,
+            learning_rate=LearningRateConfig(warmup=100 * 256),
+        ),
+        256,
+    )
+    assert by_token.steps == by_step.steps == 50
+    for step in range(50):
+        assert by_token.at(step) == by_step.at(step)
+
+
+def test_a_horizon_of_tokens_is_reached_not_missed():
+    assert Schedule(ScheduleConfig(horizon=1001, unit="tokens"), 100).steps == 11
+
+
+def test_the_quantiser_warms_up_and_can_stay_off():
+    schedule = Schedule(ScheduleConfig(horizon=100, quantizer_warmup=20), 1)
+    strengths = [schedule.at(step).quantizer_strength for step in (0, 5, 20, 99)]
+    assert strengths == pytest.approx([0, 0.25, 1, 1])
+    assert schedule.at(20).quantizer_strength == 1  # exactly: only then are the codes exact
+    plain = Schedule(ScheduleConfig(horizon=100, quantized=False), 1).at(50)
+    assert (plain.quantizer_strength, plain.activation_bits) == (0, 16)
+
+
+def test_own_pieces_replace_a_recipe():
+    pieces = (Stage(0.25, 1, 3), Stage(1, 5, 5))
+    schedule = Schedule(ScheduleConfig(horizon=100, curves={"weight_decay": pieces}), 1)
+    assert [schedule.at(step).weight_decay for step in (0, 10, 25, 99)] == pytest.approx([1, 1.8, 5, 5])
+    assert schedule.curves["weight_decay"] == pieces
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (),
+        (Stage(0.5, 1, 1),),
+        (Stage(0.6, 1, 1), Stage(0.5, 1, 1), Stage(1, 1, 1)),
+        (Stage(1, 1, 0, begin=0.5, finish=0.5),),
+    ],
+)
+def test_pieces_must_cover_the_run(pieces):
+    with pytest.raises(ConfigError, match=r"schedule\.curves\.learning_rate"):
+        Schedule(ScheduleConfig(horizon=10, curves={"learning_rate": pieces}), 1)
+
+
+def test_a_warm_up_of_the_whole_run_is_refused():
+    with pytest.raises(ConfigError, match="quantizer_warmup"):
+        Schedule(ScheduleConfig(horizon=10, quantizer_warmup=10), 1)
+
+
+@given(st.floats(0, 2), st.floats(0, 1), st.floats(0, 1), st.sampled_from(["linear", "cosine"]))
+def test_a_piece_stays_between_its_ends(position, start, end, shape):
+    value = evaluate((Stage(1, start, end, shape),), position)
+    assert min(start, end) - 1e-12 <= value <= max(start, end) + 1e-12

@@ -1,18 +1,27 @@
 """A run learns, stops, goes on to the bit, and keeps its record."""
 
+import os
+import resource
 import signal
-from dataclasses import replace
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from bitnet.errors import ConfigError, FormatError, InputError
-from bitnet.train import trainer as trainer_module
-from bitnet.train.checkpointing import FILE
-from bitnet.train.config import TrainingConfig
+from bitnet.errors import ConfigError, DivergedError, FormatError, InputError
+from bitnet.formats.checkpoint import read_checkpoint
+from bitnet.train.checkpointing import FOLDER, saved_steps
+from bitnet.train.config import CONFIG_FILE, TrainingConfig, override
+from bitnet.train.parallel import Parallel
 from bitnet.train.record import read_rows
+from bitnet.train.step import TrainingStep
 from bitnet.train.trainer import Trainer
+
+
+def changed(config: TrainingConfig, *assignments: str) -> TrainingConfig:
+    return TrainingConfig.from_dict(override(config.to_dict(), assignments))
 
 
 def assert_same_state(one: Trainer, other: Trainer) -> None:
@@ -24,67 +33,77 @@ def assert_same_state(one: Trainer, other: Trainer) -> None:
             )
 
 
+def losses(folder) -> list[tuple[str, str]]:
+    return [(row["step"], row["loss"]) for row in read_rows(folder / "metrics.csv")]
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Have something happen after a given step."""
+
+    def at(step: int, what) -> None:
+        call, count = TrainingStep.__call__, [0]
+
+        def wrapped(self, *arguments):
+            result = call(self, *arguments)
+            count[0] += 1
+            if count[0] == step:
+                what()
+            return result
+
+        monkeypatch.setattr(TrainingStep, "__call__", wrapped)
+
+    return at
+
+
 def test_a_repetitive_text_is_learned(tmp_path, config, tokenizer):
-    run = Trainer.create(tmp_path, replace(config, steps=120, log_every=20, evaluate_every=60), tokenizer)
+    longer = changed(config, "schedule.horizon=120", "report.log_every=20", "report.evaluate_every=60")
+    run = Trainer.create(tmp_path, longer, tokenizer)
     assert run.run()
-    rows = read_rows(tmp_path / "loss.csv")
+    rows = read_rows(tmp_path / "metrics.csv")
     assert [int(row["step"]) for row in rows] == [20, 40, 60, 80, 100, 120]
     assert float(rows[0]["loss"]) > 3.5
     assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
     bits = [float(row["heldout:story"]) for row in rows if row["heldout:story"]]
     assert len(bits) == 2
     assert bits[1] < bits[0] < 8
+    packed = [float(row["packed:story"]) for row in rows if row["packed:story"]]
+    assert packed == pytest.approx(bits, rel=5e-3)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, config, tokenizer, monkeypatch):
+def test_a_stopped_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, config, tokenizer, interrupt):
     whole = Trainer.create(tmp_path / "whole", config, tokenizer)
     assert whole.run()
-
     broken = Trainer.create(tmp_path / "broken", config, tokenizer)
-    update = Trainer._update
-
-    def interrupted(self, *arguments):
-        result = update(self, *arguments)
-        if self.step == 7:
-            signal.raise_signal(signal.SIGTERM)
-        return result
-
-    monkeypatch.setattr(Trainer, "_update", interrupted)
+    interrupt(6, lambda: signal.raise_signal(signal.SIGTERM))
     assert not broken.run()
-    monkeypatch.undo()
-    handler = signal.getsignal(signal.SIGTERM)
-    assert handler == signal.SIG_DFL
-
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     resumed = Trainer.resume(tmp_path / "broken")
-    assert resumed.step == 7
+    assert resumed.step == 7  # the signal is seen by all processes in the step after it
     assert resumed.run()
     assert_same_state(whole, resumed)
-    columns = ("step", "tokens", "learning_rate", "weight_decay", "heldout:story")
-    rows = [read_rows(tmp_path / name / "loss.csv") for name in ("whole", "broken")]
-    assert [[row[c] for c in columns] for row in rows[0]] == [[row[c] for c in columns] for row in rows[1]]
+    assert [row["heldout:story"] for row in read_rows(tmp_path / "whole" / "metrics.csv")] == [
+        row["heldout:story"] for row in read_rows(tmp_path / "broken" / "metrics.csv")
+    ]
 
 
-def test_a_lost_process_goes_on_from_the_last_saved_state(tmp_path, config, tokenizer, monkeypatch):
+def test_a_lost_process_goes_on_from_the_last_saved_state(tmp_path, config, tokenizer, interrupt):
     whole = Trainer.create(tmp_path / "whole", config, tokenizer)
     whole.run()
     lost = Trainer.create(tmp_path / "lost", config, tokenizer)
-    update = Trainer._update
 
-    def dies(self, *arguments):
-        if self.step == 9:
-            raise MemoryError
-        return update(self, *arguments)
+    def die():
+        raise MemoryError
 
-    monkeypatch.setattr(Trainer, "_update", dies)
+    interrupt(9, die)
     with pytest.raises(MemoryError):
         lost.run()
-    monkeypatch.undo()
     resumed = Trainer.resume(tmp_path / "lost")
     assert resumed.step == 5
     resumed.run()
     assert_same_state(whole, resumed)
-    assert [row["step"] for row in read_rows(tmp_path / "lost" / "loss.csv")] == [
+    assert [row["step"] for row in read_rows(tmp_path / "lost" / "metrics.csv")] == [
         "2",
         "4",
         "6",
@@ -94,16 +113,129 @@ def test_a_lost_process_goes_on_from_the_last_saved_state(tmp_path, config, toke
     ]
 
 
-def test_the_horizon_can_be_redrawn(tmp_path, config, tokenizer):
+def test_killing_the_process_loses_nothing_that_was_saved(tmp_path, config, tokenizer):
+    """SIGKILL leaves no time to tidy up; what follows is the run that was never killed."""
+    whole = Trainer.create(tmp_path / "whole", changed(config, "report.log_every=1"), tokenizer)
+    whole.run()
+    killed = tmp_path / "killed"
+    Trainer.create(killed, changed(config, "report.log_every=1"), tokenizer)
+    code = (
+        "import os, signal, sys, torch; torch.set_num_threads(1)\n"
+        "from pathlib import Path\n"
+        "from bitnet.train.step import TrainingStep\n"
+        "from bitnet.train.trainer import Trainer\n"
+        "call, count = TrainingStep.__call__, []\n"
+        "def counted(self, *a):\n"
+        "    count.append(0)\n"
+        "    if len(count) == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    return call(self, *a)\n"
+        "TrainingStep.__call__ = counted\n"
+        "Trainer.resume(Path(sys.argv[1])).run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(killed)], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    resumed = Trainer.resume(killed)
+    assert resumed.step == 5
+    assert resumed.run()
+    assert_same_state(whole, resumed)
+    assert losses(killed) == losses(tmp_path / "whole")
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path, config, tokenizer):
+    runs = []
+    for size in (4, 3, 1):
+        name = tmp_path / str(size)
+        run = Trainer.create(
+            name, changed(config, f"data.micro_batch_size={size}", "report.log_every=1"), tokenizer
+        )
+        run.run()
+        runs.append([float(loss) for _, loss in losses(name)])
+    assert runs[1][0] == pytest.approx(runs[0][0], abs=1e-6)
+    assert runs[2] == pytest.approx(runs[0], abs=1e-2)
+
+
+def test_recomputed_activations_change_no_bit(tmp_path, config, tokenizer):
+    plain = Trainer.create(tmp_path / "a", config, tokenizer)
+    frugal = Trainer.create(
+        tmp_path / "b", changed(config, "compute.activation_checkpointing=true"), tokenizer
+    )
+    plain.run()
+    frugal.run()
+    assert_same_state(plain, frugal)
+
+
+def test_bad_steps_are_skipped_and_three_of_them_end_the_run(
+    tmp_path, config, tokenizer, monkeypatch, capsys
+):
+    run = Trainer.create(tmp_path, changed(config, "report.save_every=2"), tokenizer)
+    loss, calls = run.model.loss, []
+
+    def poisoned(ids, targets):
+        calls.append(0)
+        bad = len(calls) in (2, 6, 7, 8)
+        return loss(ids, targets) * (float("nan") if bad else 1.0)
+
+    monkeypatch.setattr(run.model, "loss", poisoned)
+    with pytest.raises(DivergedError, match=r"3 bad steps in a row up to step 8.*resume"):
+        run.run()
+    assert run.guard.skipped == 4
+    assert all(torch.isfinite(p).all() for p in run.model.parameters())
+    (saved,) = tmp_path.glob("bad-batch-step-*.npy")
+    assert np.load(saved).shape == (4, 32)
+    assert "step 2 skipped: loss nan" in capsys.readouterr().err
+    assert saved_steps(tmp_path)[-1] == 6
+    assert Trainer.resume(tmp_path).guard.skipped == 2
+
+
+def test_only_the_last_checkpoints_stay(tmp_path, config, tokenizer):
+    run = Trainer.create(tmp_path, changed(config, "report.save_every=2", "report.keep=3"), tokenizer)
+    run.run()
+    assert saved_steps(tmp_path) == [8, 10, 12]
+    assert [path.name for path in (tmp_path / FOLDER).iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, config, tokenizer):
+    """A file-size limit stands in for the disk: the write fails in its middle in the same way."""
+    run = Trainer.create(tmp_path, changed(config, "schedule.horizon=5"), tokenizer)
+    run.run()
+    code = (
+        "import resource, sys\n"
+        "from bitnet.cli.main import run\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
+        "run(['train', '--out', sys.argv[1], '--resume', '--steps', '7', '--threads', '1'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be written" in done.stderr
+    assert "free disk space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert saved_steps(tmp_path) == [5]
+    assert not list((tmp_path / FOLDER).glob(".*"))
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    resumed = Trainer.resume(tmp_path)
+    assert resumed.step == 5
+    assert resumed.run()
+
+
+def test_the_horizon_can_be_redrawn(tmp_path, config, tokenizer, capsys):
     Trainer.create(tmp_path, config, tokenizer).run()
-    longer = Trainer.resume(tmp_path, {"steps": 14, "batch_size": 2, "sequence_length": 64})
+    longer = Trainer.resume(tmp_path, ["schedule.horizon=14", "data.batch_size=2", "data.sequence_length=64"])
     assert longer.run()
     assert longer.step == 14
-    assert TrainingConfig.load(tmp_path / trainer_module.CONFIG_FILE) == replace(
-        config, steps=14, batch_size=2, sequence_length=64
+    assert TrainingConfig.load(tmp_path / CONFIG_FILE).data.sequence_length == 64
+    assert read_checkpoint(tmp_path / "model-packed").config == longer.config.model.with_quantization(
+        "offline"
     )
     with pytest.raises(InputError, match="128 tokens"):
-        Trainer.resume(tmp_path, {"batch_size": 3})
+        Trainer.resume(tmp_path, ["data.batch_size=3"])
+
+
+def test_a_changed_schedule_is_noticed(tmp_path, config, tokenizer):
+    Trainer.create(tmp_path, config, tokenizer).run()
+    assert Trainer.resume(tmp_path).notices == []
+    assert "schedule differs" in Trainer.resume(tmp_path, ["schedule.weight_decay.peak=0.2"]).notices[0]
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, config, tokenizer):
@@ -113,54 +245,58 @@ def test_a_folder_with_a_run_is_not_overwritten(tmp_path, config, tokenizer):
 
 
 def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, config, tokenizer):
-    small = replace(config, model=replace(config.model, vocab_size=279))
-    with pytest.raises(InputError, match="280"):
-        Trainer.create(tmp_path, small, tokenizer)
-
-
-@pytest.mark.parametrize("damage", ["missing", "truncated", "other model"])
-def test_damaged_states_are_refused_by_name(tmp_path, config, tokenizer, damage):
-    Trainer.create(tmp_path, replace(config, steps=1), tokenizer).run()
-    state = tmp_path / FILE
-    if damage == "missing":
-        (tmp_path / "training.json").unlink()
-    elif damage == "truncated":
-        state.write_bytes(state.read_bytes()[:-100])
-    else:
-        replace(config, model=replace(config.model, hidden_size=64)).save(tmp_path / "training.json")
-    with pytest.raises(FormatError, match=r"training\.json|state\.safetensors"):
-        Trainer.resume(tmp_path)
-
-
-def test_configurations_survive_their_file(tmp_path, config):
-    config.save(tmp_path / "c.json")
-    assert TrainingConfig.load(tmp_path / "c.json") == config
+    with pytest.raises(InputError, match=r"model\.vocab_size=280"):
+        Trainer.create(tmp_path, changed(config, "model.vocab_size=279"), tokenizer)
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("steps", 0),
-        ("batch_size", -1),
-        ("learning_rate", 0),
-        ("switch", 2),
-        ("sequence_length", 65),
-        ("data", ()),
-    ],
+    "damage", ["no configuration", "truncated", "overwritten", "no facts", "other model"]
 )
-def test_impossible_values_are_refused(config, key, value):
-    with pytest.raises(ConfigError):
-        replace(config, **{key: value})
+def test_damaged_runs_are_refused_by_name(tmp_path, config, tokenizer, damage):
+    Trainer.create(tmp_path, changed(config, "report.save_every=6"), tokenizer).run()
+    newest = tmp_path / FOLDER / "step-00000012"
+    data = max(newest.glob("*.distcp"), key=os.path.getsize)
+    if damage == "no settings":
+        (tmp_path / CONFIG_FILE).unlink()
+    elif damage == "truncated":
+        data.write_bytes(data.read_bytes()[:-5000])
+    elif damage == "overwritten":
+        (newest / ".metadata").write_bytes(b"nonsense")
+    elif damage == "no facts":
+        (newest / "run.json").unlink()
+    else:
+        changed(config, "model.hidden_size=64", "model.head_dim=16").save(tmp_path / CONFIG_FILE)
+    with pytest.raises(FormatError, match=r"training\.yaml|step-00000012"):
+        Trainer.resume(tmp_path)
 
 
-def test_bits_per_byte_of_a_uniform_model(config, tokenizer, story_file):
-    """A model that knows nothing spends log2(vocabulary) bits a token."""
-    from bitnet.nn import Transformer
-    from bitnet.train.heldout import HeldOut, bits_per_byte
+def test_a_run_continues_from_masters_and_not_from_codes(tmp_path, config, tokenizer):
+    Trainer.create(tmp_path / "first", config, tokenizer).run()
+    masters = read_checkpoint(tmp_path / "first" / "model-bf16")
+    second = Trainer.create(tmp_path / "second", config, tokenizer, initial=masters)
+    for name, parameter in second.model.named_parameters():
+        assert torch.equal(parameter, torch.from_numpy(masters.tensors[name].float32())), name
+    assert second.run()
+    assert float(losses(tmp_path / "second")[0][1]) < float(losses(tmp_path / "first")[0][1])
+    packed = read_checkpoint(tmp_path / "first" / "model-packed")
+    with pytest.raises(InputError, match="packed codes"):
+        Trainer.create(tmp_path / "third", config, tokenizer, initial=packed)
+    wide = changed(config, "model.vocab_size=284")
+    with pytest.raises(InputError, match=r"model\.embed_tokens\.weight is \(284, 32\)"):
+        Trainer.create(tmp_path / "fourth", wide, tokenizer, initial=masters)
 
-    model = Transformer(config.model.with_quantization("online"))
-    model.model.embed_tokens.weight.data.zero_()
-    text = HeldOut.read(story_file, tokenizer)
-    for length in (7, 32):
-        bits = bits_per_byte(model, text, length)
-        assert bits == pytest.approx((len(text.ids) - 1) * np.log2(280) / text.size, rel=1e-5)
+
+def test_a_batch_smaller_than_the_processes_is_refused(tmp_path, config, tokenizer):
+    with pytest.raises(ConfigError, match="5 processes"):
+        Trainer(tmp_path, config, tokenizer, Parallel(0, 5))
+
+
+def test_data_beyond_its_bounds_is_refused(tmp_path, config, tokenizer):
+    (tmp_path / "short.txt").write_text("Too short.")
+    (tmp_path / "empty.txt").write_text("")
+    for name, error in (("short", InputError), ("empty", FormatError), ("missing", FormatError)):
+        run = Trainer.create(
+            tmp_path / name, changed(config, f"data.sources=[{{path: {tmp_path / name}.txt}}]"), tokenizer
+        )
+        with pytest.raises(error, match=rf"{name}\.txt"):
+            run.run()

@@ -1,0 +1,43 @@
+"""Where a run's weights come from when they are not random: the masters of a checkpoint."""
+
+from __future__ import annotations
+
+import torch
+
+from bitnet.config import ModelConfig
+from bitnet.errors import InputError
+from bitnet.formats.checkpoint import Checkpoint
+from bitnet.nn import Transformer
+
+
+def masters_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The model configuration of a run that continues from `checkpoint`.
+
+    Raises:
+        InputError: it is packed, and codes are no masters: small steps would be lost in them.
+    """
+    if checkpoint.config.quantization.quantization_mode != "online":
+        raise InputError(
+            f"{checkpoint.where}: holds packed codes, which training cannot move; continue from its masters "
+            "(for 2B4T: microsoft/bitnet-b1.58-2B-4T-bf16)"
+        )
+    return checkpoint.config
+
+
+def load_masters(model: Transformer, checkpoint: Checkpoint) -> None:
+    """Fill a model, before it is sharded, with the checkpoint's float32 values.
+
+    Raises:
+        InputError: the checkpoint is packed or of another shape; the message names the difference.
+    """
+    masters_config(checkpoint)
+    for name, parameter in model.named_parameters():
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None or tuple(tensor.shape) != tuple(parameter.shape):
+            found = "nothing" if tensor is None else tuple(tensor.shape)
+            raise InputError(
+                f"{checkpoint.where}: {name} is {tuple(parameter.shape)} in this run's model and {found} in "
+                "the checkpoint; leave `model` out to take its shape"
+            )
+        with torch.no_grad():
+            parameter.copy_(torch.from_numpy(tensor.float32()))

@@ -1,0 +1,127 @@
+"""One process or many: torchrun's variables, FSDP2 sharding, and the few collectives a run needs.
+
+Layers are sharded by `fully_shard` in float32. The weight is whole after its all-gather, so the absmean of
+BitLinear is that of the full matrix and the codes are those of one process. A bfloat16 all-gather would
+change 0.04 % of them, which is why there is no such policy; autocast still multiplies in bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule, fully_shard
+
+from bitnet.errors import ConfigError, ResourceError
+from bitnet.nn import Transformer
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """This process among its peers; `world` is 1 without torchrun."""
+
+    rank: int = 0
+    world: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.rank == 0
+
+    def rows(self, batch_size: int) -> slice:
+        """Which rows of the global batch are this process's: near-equal runs, in order of rank."""
+        return slice(self.rank * batch_size // self.world, (self.rank + 1) * batch_size // self.world)
+
+    def most_rows(self, batch_size: int) -> int:
+        """The longest of all processes' shares."""
+        return -(-batch_size // self.world)
+
+    def shard(self, model: Transformer) -> None:
+        """Spread the parameters of every layer, and of the rest, over the processes."""
+        if self.world > 1:
+            for layer in model.model.layers:
+                fully_shard(layer)
+            fully_shard(model)
+
+    def synchronise_gradients(self, model: Transformer, wanted: bool) -> None:
+        """Whether the next backward pass reduces gradients; only the last micro-batch's needs to."""
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(wanted)
+
+    def sum(self, *values: float) -> list[float]:
+        """The values added up over all processes, on each of them; in float64."""
+        if self.world == 1:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        result: list[float] = tensor.tolist()
+        return result
+
+    def wait(self) -> None:
+        """Until every process is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def check_batch(parallel: Parallel, batch_size: int) -> None:
+    """Raises ConfigError: a process would have nothing to do."""
+    if batch_size < parallel.world:
+        raise ConfigError(
+            f"data.batch_size is {batch_size} for {parallel.world} processes; give each at least one sequence"
+        )
+
+
+@contextmanager
+def processes() -> Iterator[Parallel]:
+    """Join the processes that torchrun started, for the length of the block.
+
+    Raises:
+        ResourceError: a peer was lost or cannot be reached.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        yield Parallel(device=_device(0))
+        return
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        yield Parallel(dist.get_rank(), world, device)
+    except dist.DistError as error:
+        raise ResourceError(_lost(error)) from None
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _LOST_PEER):
+            raise
+        raise ResourceError(_lost(error)) from None
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+# what gloo says when the other end of a connection is gone; it raises plain RuntimeError
+_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "timed out",
+    "Timed out",
+)
+
+
+def _lost(error: Exception) -> str:
+    reason = str(error).strip().splitlines()[-1][:200]
+    return (
+        f"another process of this run is gone ({reason}); checkpoints are whole: start all of them again "
+        "with --resume"
+    )
+
+
+def _device(local_rank: int) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)

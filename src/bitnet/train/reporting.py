@@ -1,0 +1,171 @@
+"""Everything a run says and writes besides its state: rows, curves, lines, evaluations.
+
+Evaluation is a collective: every process calls every method, the first one writes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tokenizers import Tokenizer
+
+from bitnet.nn import Transformer
+from bitnet.train.config import TrainingConfig
+from bitnet.train.export import whole_tensors
+from bitnet.train.heldout import HeldOut, bits_per_byte, packed_bits_per_byte, packed_model
+from bitnet.train.parallel import Parallel
+from bitnet.train.plots import plot_run
+from bitnet.train.progress import ProgressReport
+from bitnet.train.record import Record
+from bitnet.train.schedule import Values
+from bitnet.train.sinks import Sink, TensorBoard, WeightsAndBiases
+from bitnet.train.step import StepResult, multiplies_in_bfloat16
+from bitnet.train.throughput import flops_per_token, peak_flops
+
+_COLUMNS = (
+    "step",
+    "tokens",
+    "loss",
+    "learning_rate",
+    "weight_decay",
+    "quantizer_strength",
+    "gradient_norm",
+    "skipped_steps",
+    "tokens_per_second",
+    "mfu",
+)
+
+
+class Reporting:
+    """A context: opened before the first step; at its end bars vanish and pictures are drawn."""
+
+    def __init__(
+        self, directory: Path, config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel
+    ) -> None:
+        """Raises FormatError, InputError, ResourceError: a held-out text or a sink is not to be had."""
+        self._directory, self._config, self._parallel = directory, config, parallel
+        self._texts = [HeldOut.open(Path(path), tokenizer) for path in config.data.heldout]
+        self._packed = config.report.evaluate_packed and config.schedule.quantized
+        self._progress = ProgressReport(quiet=not parallel.first)
+        self._record: Record | None = None
+        self._sinks: list[Sink] = []
+        self._interval = _Interval()
+        self._evaluated: dict[str, float] = {}
+        self._flops = flops_per_token(config.model, config.data.sequence_length)
+        self._peak = float("nan")
+
+    def __enter__(self) -> Reporting:
+        return self
+
+    def start(self, step: int, steps: int, notices: Sequence[str]) -> None:
+        """Before the first step; `step` are done already, and what was recorded behind it is dropped."""
+        report, data = self._config.report, self._config.data
+        self._last_step = steps
+        self._peak = self._parallel.world * peak_flops(
+            self._parallel.device, multiplies_in_bfloat16(self._config.compute, self._parallel.device)
+        )
+        if self._parallel.first:
+            names = [text.name for text in self._texts]
+            columns = [*_COLUMNS, *(f"heldout:{name}" for name in names)]
+            if self._packed:
+                columns += [f"packed:{name}" for name in names]
+            self._record = Record(self._directory, columns, step)
+            if report.tensorboard:
+                self._sinks.append(TensorBoard(self._directory))
+            if report.wandb is not None:
+                self._sinks.append(WeightsAndBiases(self._directory, report.wandb, self._config.to_dict()))
+        self._progress.start(step, steps)
+        for text in notices:
+            self.notice(text)
+        self._tokens_per_step = data.tokens_per_step
+        self._interval = _Interval()
+
+    def step(self, step: int, result: StepResult, values: Values, skipped: int, model: Transformer) -> None:
+        """After each step: shows it, and at intervals evaluates and writes a row."""
+        interval, report = self._interval, self._config.report
+        interval.add(result)
+        self._progress.step(step, result.loss, interval.steps * self._tokens_per_step / interval.seconds())
+        last = step == self._last_step
+        evaluate = last or step % report.evaluate_every == 0
+        if not (evaluate or step % report.log_every == 0):
+            return
+        row = self._row(step, values, skipped)
+        results = self._evaluate(model) if evaluate else {}
+        self._progress.evaluation(step, results)
+        if self._record is not None:
+            self._record.add(row | results)
+        for sink in self._sinks:
+            sink.add(step, row | results)
+        self._interval = _Interval()
+
+    def codes(self, step: int, layers: Mapping[str, tuple[float, float]]) -> None:
+        """Zero fraction and flip rate of every layer."""
+        if self._record is not None:
+            self._record.add_codes(step, layers)
+
+    def notice(self, text: str) -> None:
+        """A line that must be seen."""
+        self._progress.notice(text)
+
+    def _row(self, step: int, values: Values, skipped: int) -> dict[str, float]:
+        """The numbers of the interval that ends with the step just done."""
+        interval = self._interval
+        speed = interval.steps * self._tokens_per_step / interval.seconds()
+        return {
+            "step": step,
+            "tokens": step * self._tokens_per_step,
+            "loss": interval.loss / interval.steps,
+            "learning_rate": values.learning_rate,
+            "weight_decay": values.weight_decay,
+            "quantizer_strength": values.quantizer_strength,
+            "gradient_norm": interval.norm / interval.steps,
+            "skipped_steps": skipped,
+            "tokens_per_second": speed,
+            "mfu": speed * self._flops / self._peak,
+        }
+
+    def _evaluate(self, model: Transformer) -> dict[str, float]:
+        """Bits per byte of every text, of the model in training and of its packed form."""
+        length = self._config.data.sequence_length
+        results = {f"heldout:{text.name}": bits_per_byte(model, text, length) for text in self._texts}
+        if self._packed and self._texts:
+            tensors = whole_tensors(model)
+            if self._parallel.first:
+                packed = packed_model(tensors, self._config.model)
+                results |= {
+                    f"packed:{text.name}": packed_bits_per_byte(packed, text, length) for text in self._texts
+                }
+            self._parallel.wait()
+        return results
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.close()
+        for sink in self._sinks:
+            sink.close()
+        if self._parallel.first and self._record is not None:
+            plot_run(self._directory)
+
+
+class _Interval:
+    """Sums since the last row of the record."""
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self.steps = 0
+        self.loss = self.norm = 0.0
+
+    def add(self, result: StepResult) -> None:
+        self.steps += 1
+        self.loss += result.loss
+        self.norm += result.norm
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._started

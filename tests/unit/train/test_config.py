@@ -1,0 +1,90 @@
+"""Configurations survive their file, take overrides, and refuse what is wrong by the key's name."""
+
+import pytest
+
+from bitnet.config import PRESETS
+from bitnet.errors import ConfigError, FormatError
+from bitnet.train.config import DataSource, TrainingConfig, override, read_yaml
+
+
+def test_a_resolved_configuration_survives_its_file(tmp_path, config):
+    config.save(tmp_path / "training.yaml")
+    assert TrainingConfig.load(tmp_path / "training.yaml") == config
+
+
+def test_a_preset_is_the_model_and_keys_change_it(values):
+    config = TrainingConfig.from_dict(values | {"model": {"preset": "stories", "hidden_size": 128}})
+    assert config.model.hidden_size == 128
+    assert config.model.head_dim == 32
+    assert config.model.intermediate_size == PRESETS["stories"].intermediate_size
+    assert config.model.quantization.quantization_mode == "online"
+
+
+def test_overrides_reach_nested_keys_and_keep_the_rest(values):
+    changed = override(
+        values, ["schedule.learning_rate.peak=1e-3", "data.batch_size=3", "compute.compile=true"]
+    )
+    config = TrainingConfig.from_dict(changed)
+    assert config.schedule.learning_rate.peak == 0.001
+    assert config.schedule.learning_rate.warmup == 3
+    assert config.data.batch_size == 3
+    assert config.compute.compile
+    assert values["data"]["batch_size"] == 4
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("schedule.horizon=0", "schedule.horizon is 0"),
+        ("data.batch_size=-1", "data.batch_size"),
+        ("data.batch_size=many", "data.batch_size is 'many'"),
+        ("schedule.learning_rate.peak=0", "schedule.learning_rate.peak"),
+        ("schedule.learning_rate.peak=.inf", "schedule.learning_rate.peak"),
+        ("schedule.switch=2", "schedule.switch"),
+        ("schedule.learning_rate.recipe=magic", "schedule.learning_rate.recipe is 'magic'"),
+        ("schedule.lerning_rate=1", "unknown key 'schedule.lerning_rate'"),
+        ("nonsense=1", "unknown key 'nonsense'"),
+        ("data.sources=[]", "data.sources"),
+        ("data.sequence_length=65", "max_position_embeddings is 64"),
+        ("model.hidden_sizes=32", "hidden_sizes"),
+        ("model.hidden_act=gelu", "hidden_act is 'gelu'"),
+        ("model={preset: 7b}", "unknown preset '7b'"),
+        ("model=stories", "preset: stories"),
+        ("schedule.activation_bits=5", "schedule.activation_bits"),
+        ("optimizer.betas=[0.9]", "optimizer.betas"),
+        ("schedule={horizon: 5, unit: tokens}", "less than one step"),
+    ],
+)
+def test_impossible_values_are_refused_by_name(values, assignment, message):
+    with pytest.raises(ConfigError) as caught:
+        TrainingConfig.from_dict(override(values, [assignment]))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["model", "data", "schedule"])
+def test_missing_sections_are_named(values, key):
+    del values[key]
+    with pytest.raises(ConfigError, match=key):
+        TrainingConfig.from_dict(values)
+
+
+@pytest.mark.parametrize("assignment", ["horizon", "=1", "a..b=1", "schedule.horizon.x=1", "seed=[1"])
+def test_malformed_overrides_are_refused(values, assignment):
+    with pytest.raises(ConfigError, match="--set"):
+        override(values, [assignment])
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "", "\x00", "[" * 5000])
+def test_files_that_hold_no_keys_are_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(FormatError, match=r"c\.yaml"):
+        read_yaml(tmp_path / "c.yaml")
+
+
+def test_sources_are_read_from_short_text():
+    assert DataSource.parse("a:b/c.txt") == DataSource("a:b/c.txt")
+    assert DataSource.parse("c.txt:0.5@0.25") == DataSource("c.txt", 0.5, 0.25)
+    for text in ("c.txt:x", "c.txt:1@2", "c.txt:0", "c.txt:-1", "c.txt:nan"):
+        with pytest.raises(ConfigError, match="PASSES"):
+            DataSource.parse(text)
