@@ -247,8 +247,8 @@ class Trainer:
         path = self.directory / f"bad-batch-step-{self.step:08d}-rank-{self.parallel.rank}.npy"
         np.save(path, inputs)
         raise DivergedError(
-            f"{self.directory}: {self.guard.in_a_row} bad steps in a row up to step {self.step}; the last "
-            f"one's token ids are in {path.name}. Lower schedule.learning_rate.peak or look at the data, then "
+            f"{self.directory}: {self.guard.in_a_row} bad steps in a row up to step {self.step}; "
+            f"the last one has its ids in {path.name}. Lower schedule.learning_rate.peak or look at the data, then "
             f"--resume from step {max(saved_steps(self.directory), default=0)}"
         )
 
