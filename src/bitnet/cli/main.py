@@ -16,7 +16,18 @@ import typer
 import bitnet
 from bitnet.errors import BitnetError
 
-VERBS = ("generate", "chat", "info", "bench", "doctor", "synthesize", "prepare", "tokenizer", "train")
+VERBS = (
+    "generate",
+    "chat",
+    "info",
+    "convert",
+    "bench",
+    "doctor",
+    "synthesize",
+    "prepare",
+    "tokenizer",
+    "train",
+)
 
 
 def build(verbs: Iterable[str]) -> typer.Typer:

@@ -15,7 +15,8 @@ Model = Annotated[
         "-m",
         metavar="PATH_OR_ID",
         rich_help_panel=_MODEL,
-        help="A folder, or a Hub id such as microsoft/bitnet-b1.58-2B-4T (default: the story model).",
+        help="A folder, a GGUF file, or a Hub id such as microsoft/bitnet-b1.58-2B-4T "
+        "(default: the story model).",
     ),
 ]
 Engine = Annotated[

@@ -113,12 +113,11 @@ def read_checkpoint(path_or_id: str | Path) -> Checkpoint:
         ConfigError, UnsupportedError: config.json is wrong or asks for what the library lacks.
         ResourceError: the download failed.
     """
-    from bitnet.formats.gguf import find_gguf, read_gguf  # which imports this module
-
-    file = find_gguf(path_or_id)
-    if file is not None:
-        return read_gguf(file)
     directory = resolve(path_or_id)
+    if directory.is_file():
+        from bitnet.formats.gguf import read_gguf  # which imports this module
+
+        return read_gguf(directory)
     config = ModelConfig.from_file(directory / "config.json")
     tensors = validate(config, read_checkpoint_files(directory), str(directory))
     return Checkpoint(config, tensors, str(directory), directory, _stop_tokens(config, directory))

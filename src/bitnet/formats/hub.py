@@ -1,4 +1,5 @@
-"""Where a model's files are: a local folder, or a Hub repository that huggingface_hub fetches into its cache.
+"""Where a model's files are: a local folder, a GGUF file, or a Hub repository that huggingface_hub fetches into
+its cache.
 
 The library itself honours HF_HOME, HF_HUB_OFFLINE and HF_TOKEN and shows the progress bar.
 """
@@ -27,12 +28,14 @@ _REPOSITORY_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def resolve(path_or_id: str | Path) -> Path:
-    """The folder that holds a model: itself if it is one, else the downloaded repository of that id.
+    """The folder or the GGUF file that holds a model: itself if it is there, else the downloaded repository.
 
     Raises:
-        FormatError: neither a folder nor the form of a Hub id.
+        FormatError: neither a folder, nor a GGUF file, nor the form of a Hub id.
         ResourceError: the repository cannot be had: unknown, gated, no network, no disk, cache not readable.
     """
+    from bitnet.formats.gguf.container import is_gguf  # whose package imports this module
+
     if path_or_id == "":  # as a path it would mean the current folder
         raise FormatError("the model's name is empty; name a local folder or a Hub id of the form owner/name")
     try:
@@ -46,7 +49,11 @@ def resolve(path_or_id: str | Path) -> Path:
     ) as error:  # a name too long, a parent that is closed to us, an unknown ~user
         raise FormatError(f"{path_or_id}: cannot be opened ({error})") from None
     if is_file:
-        raise FormatError(f"{path}: is a file; name the folder that holds config.json and the weights")
+        if is_gguf(path):
+            return path
+        raise FormatError(
+            f"{path}: is a file; name the folder that holds config.json and the weights, or a GGUF file"
+        )
     if isinstance(path_or_id, Path) or not _REPOSITORY_ID.fullmatch(path_or_id):
         raise FormatError(
             f"{path_or_id}: no such folder; name a local folder or a Hub id of the form owner/name"

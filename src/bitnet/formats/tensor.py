@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,18 @@ class Tensor:
         """The tensor [start:end] along the first axis; nothing is copied where it is mapped."""
         part = self.data[start:end]
         return Tensor(self.dtype, part.shape, part)
+
+    def fits_bfloat16(self) -> bool:
+        """Whether bfloat16 holds every value of a BF16, F16 or F32 tensor exactly."""
+        if self.dtype == "BF16":
+            return True
+        count = self.shape[0]
+        step = max(1, _BLOCK * count // max(1, math.prod(self.shape)))
+        for start in range(0, count, step):
+            bits = self.rows(start, min(start + step, count)).float32().view(np.uint32)
+            if (bits & np.uint32(0xFFFF)).any():
+                return False
+        return True
 
     def find_non_finite(self) -> int | None:
         """Flat index of the first NaN or infinity of a BF16, F16 or F32 tensor, or None."""

@@ -7,7 +7,6 @@ names, shape and tokenizer. reader.py and writer.py put these together; i2_s_lay
 I2_S is another one.
 """
 
-from bitnet.formats.gguf.container import find_gguf
 from bitnet.formats.gguf.reader import read_gguf
 
-__all__ = ["find_gguf", "read_gguf"]
+__all__ = ["read_gguf"]

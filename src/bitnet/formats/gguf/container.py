@@ -57,18 +57,15 @@ class Container:
     tensors: dict[str, StoredTensor]
 
 
-def find_gguf(path_or_id: str | Path) -> Path | None:
-    """The path of a file that is named as GGUF or begins like it; None for anything else."""
+def is_gguf(path: Path) -> bool:
+    """Whether an existing file is named as GGUF or begins like it."""
+    if path.suffix.lower() == ".gguf":
+        return True
     try:
-        path = Path(path_or_id).expanduser()
-        if not path.is_file():
-            return None
-        if path.suffix.lower() == ".gguf":
-            return path
         with path.open("rb") as file:
-            return path if file.read(4) == MAGIC else None
-    except (OSError, RuntimeError):  # a parent that is closed to us, an unknown ~user
-        return None
+            return file.read(4) == MAGIC
+    except OSError:
+        return False
 
 
 def read_container(path: Path) -> Container:

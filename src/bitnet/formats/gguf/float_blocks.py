@@ -1,5 +1,4 @@
-"""Block types for float matrices, embeddings and heads: Q8_0, Q6_K and Q4_K to float32, and float32 to two of
-them.
+"""Block types for embeddings and heads: Q8_0, Q6_K and Q4_K to float32, and float32 to the first two.
 
 Q8_0, 32 elements: d float16, 32 int8 q. x = d q.
 Q6_K, 256 elements in 16 groups: 128 bytes of low halves, 64 of upper quarters, 16 int8 scales s, d float16.

@@ -107,19 +107,10 @@ def as_bfloat16(tensor: Tensor) -> Tensor:
     Published masters are bfloat16, and float16 made of those always fits: rounding to a coarser grid never
     needs more digits. The engines read bfloat16 in place and would have to widen float16.
     """
-    if tensor.dtype != "F16" or not _fits_bfloat16(tensor):
+    if tensor.dtype != "F16" or not tensor.fits_bfloat16():
         return tensor
     bits = np.empty(tensor.shape, np.uint16)
     flat, source = bits.reshape(-1), tensor.data.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
         flat[start : start + _CHUNK] = narrow(source[start : start + _CHUNK].astype(np.float32))
     return Tensor("BF16", tensor.shape, bits)
-
-
-def _fits_bfloat16(tensor: Tensor) -> bool:
-    flat = tensor.data.reshape(-1)
-    for start in range(0, flat.size, _CHUNK):
-        wide = flat[start : start + _CHUNK].astype(np.float32)
-        if (wide.view(np.uint32) & np.uint32(0xFFFF)).any():
-            return False
-    return True

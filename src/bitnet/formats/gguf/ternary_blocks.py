@@ -2,7 +2,7 @@
 
 I2_S, x86's byte order: element j of a block of 128 stands in byte j % 32 at shift 6 - 2 (j // 32). The scale,
     one float32 for the tensor, begins the tail.
-TQ2_0, 256 elements: two halves of 32 bytes; element m + 32 n of a half stands in its byte m at shift 2 n; then d.
+TQ2_0, 256 elements: two halves of 32 bytes, element m + 32 n of a half in its byte m at shift 2 n; then d.
 TQ1_0, 256 elements in base 3, the first trit most significant: 32 bytes for elements m + 32 n (n = 0..4), 16
     for 160 + m + 16 n, 4 for 240 + m + 4 n (n = 0..3, the fifth trit is 0); then d. A byte holds
     ceil(v 256 / 243), so that trit n of it is ((byte 3^n mod 256) 3) >> 8.

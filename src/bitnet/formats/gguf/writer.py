@@ -42,7 +42,7 @@ def write_gguf(
     embedding: EmbeddingType = "f16",
     tokenizer: Mapping[str, Writable] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, np.float32]:
+) -> float:
     """Write a file; it appears complete or not at all.
 
     Args:
@@ -50,7 +50,7 @@ def write_gguf(
         tokenizer: the keys of `vocabulary.write_tokenizer`; None writes a file that takes ids only.
         progress: called with the bytes written so far and their total.
     Returns:
-        The scale of each projection as it is in the file, by the projection's published name.
+        The largest relative change of a projection's scale; 0 in I2_S.
     Raises:
         InputError: the file exists.
         UnsupportedError: a matrix does not divide into the type's blocks, or a number does not fit its type.
@@ -66,13 +66,13 @@ def write_gguf(
         metadata[f"{architecture}.i2_s_layout"] = X86
     metadata |= {"tokenizer.ggml.model": "none"} if tokenizer is None else tokenizer
     tensors = {gguf_name(name): item for name, item in plan.items()}
-    scales: dict[str, np.float32] = {}
-    blocks = _blocks(checkpoint, plan, scales)
+    errors: list[float] = []
+    blocks = _blocks(checkpoint, plan, errors)
     if progress is not None:
         total = sum(item.size(name) for name, item in tensors.items())
         blocks = _reported(blocks, total, progress)
     write_container(path, metadata, tensors, blocks)
-    return scales
+    return max(errors)
 
 
 def _plan(checkpoint: Checkpoint, kind: BlockType, embedding: BlockType) -> dict[str, Planned]:
@@ -111,15 +111,14 @@ def _ends(checkpoint: Checkpoint) -> tuple[int, ...]:
 
 
 def _blocks(
-    checkpoint: Checkpoint, plan: Mapping[str, Planned], scales: dict[str, np.float32]
+    checkpoint: Checkpoint, plan: Mapping[str, Planned], errors: list[float]
 ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     for name, item in plan.items():
         owner = name.removesuffix(".weight")
         if item.type in _TERNARY.values():
             linear = checkpoint.linear(owner)
-            scales[owner] = ternary_blocks.stored_scale(
-                item.type, linear.scale, f"{checkpoint.where}: {owner}"
-            )
+            scale = ternary_blocks.stored_scale(item.type, linear.scale, f"{checkpoint.where}: {owner}")
+            errors.append(abs(float(scale) / float(linear.scale) - 1))
             pieces = ternary_blocks.from_packed(item.type, linear.packed, linear.scale)
         elif item.type is F32:
             pieces = iter([checkpoint.tensors[name].float32().view(np.uint8)])
