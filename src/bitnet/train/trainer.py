@@ -248,8 +248,8 @@ class Trainer:
         np.save(path, inputs)
         raise DivergedError(
             f"{self.directory}: {self.guard.in_a_row} bad steps in a row up to step {self.step}; "
-            f"the last one has its ids in {path.name}. Lower schedule.learning_rate.peak or look at the data, then "
-            f"--resume from step {max(saved_steps(self.directory), default=0)}"
+            f"the last one has its ids in {path.name}. Lower schedule.learning_rate.peak or "
+            f"look at the data, then --resume from step {max(saved_steps(self.directory), default=0)}"
         )
 
     def _batches(self) -> Batches:
