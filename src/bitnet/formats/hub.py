@@ -1,5 +1,5 @@
-"""Where a model's files are: a local folder, a GGUF file, or a Hub repository that huggingface_hub fetches into
-its cache.
+"""Where a model's files are: a local folder, a GGUF file, or a Hub repository that huggingface_hub fetches
+into its cache.
 
 The library itself honours HF_HOME, HF_HUB_OFFLINE and HF_TOKEN and shows the progress bar.
 """
