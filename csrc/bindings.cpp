@@ -60,7 +60,8 @@ std::vector<float> read_table(nb::handle array, std::size_t rows, std::size_t co
 bitnet::Table view_table(nb::handle array, std::size_t rows, std::size_t columns, const std::string& name) {
   bitnet::Table table;
   U16Matrix bits;
-  if (nb::try_cast(array, bits)) {
+  // without conversion, which would turn float32 into whole numbers, in an array that is gone on return
+  if (nb::try_cast(array, bits, false)) {
     require(bits.shape(0) == rows && bits.shape(1) == columns, name + " has the wrong shape");
     table.bf16 = bits.data();
     return table;

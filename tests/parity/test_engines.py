@@ -5,12 +5,18 @@ and flips; then logits move by hundredths. So prompts are chosen on which no cod
 engines must agree tightly; on any other prompt they must still agree in what they say.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import bitnet
 from bitnet.config import ModelConfig, QuantizationConfig
+from bitnet.cpu_model import CpuModel
+from bitnet.formats.checkpoint import read_checkpoint
 from bitnet.formats.synthesize import synthesize
+from bitnet.formats.tensor import Tensor
+from bitnet.formats.tensor_names import EMBEDDING
 from bitnet.nn import BitLinear, FrozenBitLinear
 
 SHAPE = {
@@ -91,3 +97,16 @@ def test_agree_in_substance_on_any_ragged_batch(engines):
         assert found.shape == expected.shape
         cosine = (found * expected).sum(-1) / np.sqrt((found**2).sum(-1) * (expected**2).sum(-1))
         assert cosine.min() > 0.99
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_embeddings_that_are_not_bfloat16(golden, golden_forward, dtype):
+    """Widened to float32, whatever they are stored in: the same numbers, so the same logits."""
+    checkpoint = read_checkpoint(golden / "packed_offline")
+    embedding = Tensor.of(checkpoint.tensor(EMBEDDING).float32().astype(dtype))
+    np.testing.assert_array_equal(embedding.float32(), checkpoint.tensor(EMBEDDING).float32())
+    logits = []
+    for one in (checkpoint, replace(checkpoint, tensors={**checkpoint.tensors, EMBEDDING: embedding})):
+        model = CpuModel.from_checkpoint(one, None)
+        logits += model.forward([(model.new_cache(24), golden_forward["input_ids"][0])])
+    np.testing.assert_allclose(logits[1], logits[0], rtol=1e-5, atol=1e-5)

@@ -208,8 +208,10 @@ def test_overlapping_tensors(tmp_path):
 
 @pytest.mark.parametrize(
     ("type_id", "name"),
-    [(2, "Q4_0"), (38, "TL1"), (39, "TL2"), (39, "MXFP4"), (42, "TL2"), (42, "Q2_0"), (41, "Q1_0")]
-    + [(142, "Bonsai"), (143, "Bonsai"), (99, "type 99"), (2**32 - 1, "type 4294967295")],
+    [
+        *[(2, "Q4_0"), (38, "TL1"), (39, "TL2"), (39, "MXFP4"), (42, "TL2"), (42, "Q2_0"), (41, "Q1_0")],
+        *[(142, "Bonsai"), (143, "Bonsai"), (99, "type 99"), (2**32 - 1, "type 4294967295")],
+    ],
 )
 def test_types_that_are_not_read_are_named(tmp_path, type_id, name):
     message = refusal(tmp_path, one_tensor(kind=type_id), UnsupportedError)
@@ -262,7 +264,7 @@ def test_a_broken_write_leaves_nothing(tmp_path, error):
     "blocks", [[], [("second.weight", 20)], [("first", 8), ("second.weight", 20)], [("first", 12)]]
 )
 def test_blocks_that_were_not_promised(tmp_path, blocks):
-    with pytest.raises(ValueError, match="promised|missing"):
+    with pytest.raises(ValueError, match=r"promised|missing"):
         write_container(
             tmp_path / "model.gguf", {}, TENSORS, [(name, np.zeros(size, np.uint8)) for name, size in blocks]
         )

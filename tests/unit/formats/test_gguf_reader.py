@@ -63,7 +63,7 @@ def edited(tmp_path):
         source.unlink(missing_ok=True)
         write_gguf(source, make(config), ternary)
         container = read_container(source)
-        values = {key: value for key, value in container.metadata.items()} | (metadata or {})
+        values = dict(container.metadata) | (metadata or {})
         values = {key: value for key, value in values.items() if value is not None}
         blocks = {
             item.name: (Planned(item.type, item.shape), item.raw) for item in container.tensors.values()
@@ -102,8 +102,8 @@ class TestRecorded:
 
     @pytest.mark.parametrize("engine", ["cpu", "torch"])
     def test_logits(self, golden, golden_forward, engine):
-        """The file's float32 scales are those of the masters, so its logits are the masters', and those of the
-        packed twin up to the rounding of its scales."""
+        """The file's float32 scales are those of the masters, so its logits are theirs; the packed twin's are
+        those up to the rounding of its scales."""
         options = {"kv_dtype": "float32"} if engine == "cpu" else {}
         model = bitnet.load_model(golden / "gguf" / "tiny-i2_s.gguf", engine=engine, **options)
         ids = golden_forward["ids_safe"][0]
@@ -225,7 +225,7 @@ def test_2b4t_is_known_by_its_shape():
     assert _read_activation(Metadata({}, "x"), "bitnet", values | {"num_hidden_layers": 26}) == "silu"
 
 
-@pytest.mark.parametrize("name", [name for name in expected_tensors(replace(CONFIG, attention_bias=True))])
+@pytest.mark.parametrize("name", list(expected_tensors(replace(CONFIG, attention_bias=True))))
 def test_names_both_ways(name):
     assert published_name(gguf_name(name)) == name
 
@@ -317,12 +317,24 @@ class TestTensors:
         with pytest.raises(FormatError, match=r"model\.norm\.weight holds NaN or infinity at \[7\]"):
             read_checkpoint(edited(tensors={"output_norm.weight": floats(norm)}))
 
-    @pytest.mark.parametrize("kind", [Q8_0, Q4_K, Q6_K, BF16, F16], ids=lambda kind: kind.name)
+    @pytest.mark.parametrize("kind", [Q8_0, Q4_K, Q6_K, F32, BF16, F16], ids=lambda kind: kind.name)
     def test_embeddings_of_every_type(self, edited, kind):
-        blocks = np.zeros((kind.size((24, 256), "x") // kind.bytes, kind.bytes), np.uint8)
-        blocks[:, -1] = 1
-        path = edited(tensors={"token_embd.weight": (Planned(kind, (24, 256)), blocks.reshape(-1))})
-        model = bitnet.load_model(path, kv_dtype="float32")  # these weights' values leave float16's range
+        gguf = pytest.importorskip("gguf")
+        random = np.random.default_rng(0)
+        raw = random.integers(0, 128, kind.size((24, 256), "x"), np.uint8)
+        factors = {"Q8_0": slice(0, 2), "Q4_K": slice(0, 4), "Q6_K": slice(208, 210)}
+        if kind.name in factors:
+            half = np.array([0.01, 0.01], np.float16).view(np.uint8)
+            place = factors[kind.name]
+            raw.reshape(-1, kind.bytes)[:, place] = half[: place.stop - place.start]
+        else:
+            raw.reshape(24, -1, kind.bytes)[:, :, -1] = 60  # values about one
+        path = edited(tensors={"token_embd.weight": (Planned(kind, (24, 256)), raw)})
+        theirs = gguf.quants.dequantize(raw.reshape(24, -1), gguf.GGMLQuantizationType[kind.name])
+        np.testing.assert_array_equal(
+            read_checkpoint(path).tensor(EMBEDDING).float32(), theirs.reshape(24, 256)
+        )
+        model = bitnet.load_model(path)
         (logits,) = model.forward([(model.new_cache(4), [1, 2])])
         assert logits.shape == (24,)
         assert np.isfinite(logits).all()
