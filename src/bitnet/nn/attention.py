@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitnet.config import ModelConfig
+from bitnet.nn.bitlinear import apply_together
 from bitnet.nn.cache import KeyValueCache
 from bitnet.nn.norm import RMSNorm
 from bitnet.nn.projection import projection
@@ -44,9 +45,9 @@ class Attention(nn.Module):
             (batch, new, hidden_size).
         """
         heads = (*x.shape[:2], -1, self.head_dim)
-        queries = rotate(self.q_proj(x).view(heads).transpose(1, 2), *angles)
-        keys = rotate(self.k_proj(x).view(heads).transpose(1, 2), *angles)
-        values = self.v_proj(x).view(heads).transpose(1, 2)
+        projected = apply_together(x, self.q_proj, self.k_proj, self.v_proj)
+        queries, keys, values = (y.view(heads).transpose(1, 2) for y in projected)
+        queries, keys = rotate(queries, *angles), rotate(keys, *angles)
         mask = None
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)

@@ -37,7 +37,7 @@ def ternary_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
         codes, same shape, and the scalar scale; codes · scale approximates weight.
     """
     scale = weight.abs().mean(dtype=torch.float64).clamp(min=_SMALLEST).float()
-    return (weight.float() * scale.reciprocal()).round().clamp(-1, 1), scale
+    return (weight.float() * scale.reciprocal()).round_().clamp_(-1, 1), scale
 
 
 def int8_codes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -50,40 +50,47 @@ def int8_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     x = x.float()
     # a Python number over a tensor is its reciprocal times the number, which rounds twice
-    scale = x.new_tensor(127.0) / x.abs().amax(dim=-1, keepdim=True).clamp(min=_SMALLEST)
-    return (x * scale).round().clamp(-128, 127), scale
+    scale = x.new_tensor(127.0) / x.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)
+    return (x * scale).round_().clamp_(-128, 127), scale
 
 
 class _QuantisedLinear(torch.autograd.Function):
-    """y = x̂ Ŵᵀ with straight-through gradients; keeps x̂ and Ŵ, not x and W, for the backward pass."""
+    """y_i = x̂ Ŵ_iᵀ for all layers that read one x; keeps x̂ and Ŵ_i, not x and W_i, for the backward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, dtype: torch.dtype, strength: float, quantise_x: bool
-    ) -> Tensor:
-        codes, scale = ternary_codes(weight)
-        quantised_weight = _part_way(weight, codes * scale, strength).to(dtype)
+        ctx: Any, x: Tensor, dtype: torch.dtype, strength: float, quantise_x: bool, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        # in place, because fresh memory of this size costs several times the arithmetic on it
+        quantised_weights = []
+        for weight in weights:
+            codes, scale = ternary_codes(weight)
+            quantised_weights.append(_part_way(weight, codes.mul_(scale), strength).to(dtype))
         if quantise_x:
             codes, scale = int8_codes(x)
-            quantised_x = _part_way(x, codes / scale, strength).to(dtype)
+            quantised_x = _part_way(x, codes.div_(scale), strength).to(dtype)
         else:
             quantised_x = x.to(dtype)
-        ctx.save_for_backward(quantised_x, quantised_weight)
-        ctx.dtypes = x.dtype, weight.dtype
-        return F.linear(quantised_x, quantised_weight)
+        ctx.save_for_backward(quantised_x, *quantised_weights)
+        ctx.x_dtype = x.dtype
+        ctx.weight_dtypes = [weight.dtype for weight in weights]
+        return tuple(F.linear(quantised_x, weight) for weight in quantised_weights)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        quantised_x, quantised_weight = ctx.saved_tensors
-        x_dtype, weight_dtype = ctx.dtypes
-        gradient = gradients[0].to(quantised_x.dtype)
-        x_gradient = weight_gradient = None
-        if ctx.needs_input_grad[0]:
-            x_gradient = (gradient @ quantised_weight).to(x_dtype)
-        if ctx.needs_input_grad[1]:
-            rows = gradient.reshape(-1, gradient.shape[-1])
-            weight_gradient = (rows.T @ quantised_x.reshape(rows.shape[0], -1)).to(weight_dtype)
-        return x_gradient, weight_gradient, None, None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        quantised_x, *quantised_weights = ctx.saved_tensors
+        x_rows = quantised_x.reshape(-1, quantised_x.shape[-1])
+        x_gradient = None
+        weight_gradients: list[Tensor | None] = []
+        for index, (gradient, weight) in enumerate(zip(gradients, quantised_weights, strict=True)):
+            rows = gradient.reshape(-1, gradient.shape[-1]).to(x_rows.dtype)
+            if ctx.needs_input_grad[0]:
+                x_gradient = rows @ weight if x_gradient is None else x_gradient.addmm_(rows, weight)
+            wanted = ctx.needs_input_grad[4 + index]
+            weight_gradients.append((rows.T @ x_rows).to(ctx.weight_dtypes[index]) if wanted else None)
+        if x_gradient is not None:
+            x_gradient = x_gradient.reshape(quantised_x.shape).to(ctx.x_dtype)
+        return x_gradient, None, None, None, *weight_gradients
 
 
 def _part_way(value: Tensor, quantised: Tensor, strength: float) -> Tensor:
@@ -110,15 +117,25 @@ class BitLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        if self.strength == 0:
-            return F.linear(x, self.weight, self.bias)
-        device = x.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-        y: Tensor = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
-            x, self.weight, dtype, self.strength, self.activation_bits == 8
-        )
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return apply_together(x, self)[0]
+
+
+def apply_together(x: Tensor, *layers: BitLinear | FrozenBitLinear) -> list[Tensor]:
+    """What each layer makes of the same x, as if called one by one; trainable ones quantise x only once."""
+    first = layers[0]
+    if isinstance(first, FrozenBitLinear):
+        return [layer(x) for layer in layers]
+    if first.strength == 0:
+        return [nn.Linear.forward(layer, x) for layer in layers]  # type: ignore[arg-type]
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    outputs = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
+        x, dtype, first.strength, first.activation_bits == 8, *(layer.weight for layer in layers)
+    )
+    return [
+        y if layer.bias is None else y + layer.bias.to(y.dtype)
+        for layer, y in zip(layers, outputs, strict=True)
+    ]
 
 
 def set_quantization(model: nn.Module, strength: float, activation_bits: int) -> None:
@@ -128,12 +145,16 @@ def set_quantization(model: nn.Module, strength: float, activation_bits: int) ->
             module.strength, module.activation_bits = strength, activation_bits
 
 
-def bit_linear_by_detach(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """The textbook form, float32 only: x + (x̂ - x).detach(). The tests compare `BitLinear` with it."""
+def bit_linear_by_detach(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, strength: float = 1.0, activation_bits: int = 8
+) -> Tensor:
+    """The textbook form, float32 only: x + λ(x̂ - x).detach(). The tests compare `BitLinear` with it."""
     codes, scale = ternary_codes(weight)
-    weight = weight + (codes * scale - weight).detach()
-    codes, scale = int8_codes(x)
-    return F.linear(x + (codes / scale - x).detach(), weight, bias)
+    weight = weight + strength * (codes * scale - weight).detach()
+    if activation_bits == 8:
+        codes, scale = int8_codes(x)
+        x = x + strength * (codes / scale - x).detach()
+    return F.linear(x, weight, bias)
 
 
 class FrozenBitLinear(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitnet.config import ModelConfig
+from bitnet.nn.bitlinear import apply_together
 from bitnet.nn.norm import RMSNorm
 from bitnet.nn.projection import projection
 
@@ -28,7 +29,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., hidden_size) -> (..., hidden_size)."""
-        gate = self.gate_proj(x)
+        gate, up = apply_together(x, self.gate_proj, self.up_proj)
         gate = F.relu(gate).square() if self.squared_relu else F.silu(gate)
-        y: Tensor = self.down_proj(self.ffn_sub_norm(gate * self.up_proj(x)))
+        y: Tensor = self.down_proj(self.ffn_sub_norm(gate * up))
         return y

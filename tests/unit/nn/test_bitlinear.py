@@ -6,7 +6,13 @@ import torch
 from torch import nn
 
 from bitnet.nn import BitLinear, FrozenBitLinear
-from bitnet.nn.bitlinear import bit_linear_by_detach, int8_codes, ternary_codes
+from bitnet.nn.bitlinear import (
+    apply_together,
+    bit_linear_by_detach,
+    int8_codes,
+    set_quantization,
+    ternary_codes,
+)
 from bitnet.quantize.activations import quantize_int8
 from bitnet.quantize.weights import ternarize
 
@@ -104,3 +110,60 @@ def test_frozen_layer_gives_what_the_masters_gave(bias):
     )
     x = torch.randn(4, 63)
     torch.testing.assert_close(frozen(x), layer(x))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("activation_bits", [8, 16])
+@pytest.mark.parametrize("shape", [(65,), (3, 65), (2, 5, 65)])
+def test_a_quantiser_let_in_slowly_equals_its_formula(strength, activation_bits, shape):
+    torch.manual_seed(3)
+    layer = BitLinear(65, 63)
+    set_quantization(layer, strength, activation_bits)
+    x = torch.randn(shape, requires_grad=True)
+    y = layer(x)
+    y.square().sum().backward()
+
+    weight, bias = (p.detach().clone().requires_grad_() for p in layer.parameters())
+    x_twin = x.detach().clone().requires_grad_()
+    y_twin = bit_linear_by_detach(x_twin, weight, bias, strength, activation_bits if strength else 16)
+    y_twin.square().sum().backward()
+    torch.testing.assert_close(y, y_twin)
+    torch.testing.assert_close(x.grad, x_twin.grad)
+    torch.testing.assert_close(layer.weight.grad, weight.grad)
+    torch.testing.assert_close(layer.bias.grad, bias.grad)
+
+
+def test_no_strength_is_linear_to_the_bit():
+    layer, plain = BitLinear(65, 63), nn.Linear(65, 63)
+    plain.load_state_dict(layer.state_dict())
+    set_quantization(layer, 0.0, 16)
+    x = torch.randn(3, 65)
+    assert torch.equal(layer(x), plain(x))
+
+
+def test_layers_applied_together_equal_themselves_one_by_one():
+    torch.manual_seed(4)
+    layers = [BitLinear(33, rows, bias=rows > 20) for rows in (40, 20, 21)]
+    x = torch.randn(2, 5, 33, requires_grad=True)
+    together = apply_together(x, *layers)
+    sum(y.square().sum() for y in together).backward()
+    gradients = [x.grad, *(layer.weight.grad for layer in layers)]
+    x.grad = None
+    for layer in layers:
+        layer.zero_grad()
+    alone = [layer(x) for layer in layers]
+    sum(y.square().sum() for y in alone).backward()
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one, other)
+    for one, other in zip(gradients, [x.grad, *(layer.weight.grad for layer in layers)], strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_frozen_weights_still_pass_gradients_to_the_input():
+    layer = BitLinear(8, 4)
+    layer.weight.requires_grad_(False)
+    x = torch.randn(3, 8, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None
+    codes, scale = ternary_codes(layer.weight)
+    torch.testing.assert_close(x.grad, (codes * scale).sum(0).expand(3, 8))

@@ -105,3 +105,28 @@ def test_cache_refuses_impossible_sizes():
     for length in (-1, 1):
         with pytest.raises(InputError, match="truncate"):
             cache.truncate(length)
+
+
+def test_compiles_without_a_graph_break():
+    torch.manual_seed(0)
+    config = ModelConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=16,
+    )
+    model = Transformer(config.with_quantization("online"))
+    ids = torch.randint(0, 40, (2, 9))
+    expected = model.loss(ids[:, :-1], ids[:, 1:])
+    expected.backward()
+    gradients = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    # this backend traces forward and backward like the default one, and leaves out its C++
+    loss = torch.compile(model.loss, fullgraph=True, backend="aot_eager")(ids[:, :-1], ids[:, 1:])
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
