@@ -107,6 +107,7 @@ def test_cache_refuses_impossible_sizes():
             cache.truncate(length)
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch itself
 def test_compiles_without_a_graph_break():
     torch.manual_seed(0)
     config = ModelConfig(
