@@ -21,6 +21,7 @@ VERBS = (
     "chat",
     "info",
     "convert",
+    "eval",
     "bench",
     "doctor",
     "synthesize",
