@@ -24,6 +24,7 @@ from bitnet.benchmark.roofline import read_bandwidth, step_bytes
 from bitnet.config import ModelConfig
 from bitnet.cpu_model import CpuModel, head_type
 from bitnet.errors import InputError
+from bitnet.formats.checkpoint import read_checkpoint
 from bitnet.formats.tensor_names import count_parameters
 from bitnet.load import load_model
 
@@ -37,7 +38,10 @@ class Session:
 
     def __init__(self, directory: Path, name: str, plan: Plan) -> None:
         self.directory, self.plan = directory, plan
-        self.config = ModelConfig.from_file(directory / "config.json")
+        if directory.is_dir():
+            self.config = ModelConfig.from_file(directory / "config.json")
+        else:
+            self.config = read_checkpoint(directory).config
         plan.check_context(self.config.max_position_embeddings)
         try:
             self.isa = _core.chosen_isa()
