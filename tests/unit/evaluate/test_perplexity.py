@@ -2,11 +2,9 @@
 
 import json
 import math
-from dataclasses import replace
 
 import pytest
 
-from bitnet.cpu_model import CpuModel
 from bitnet.errors import FormatError, InputError
 from bitnet.evaluate.perplexity import (
     DocumentScore,
@@ -15,8 +13,7 @@ from bitnet.evaluate.perplexity import (
     read_documents,
     rolling_windows,
 )
-from bitnet.formats.checkpoint import read_checkpoint
-from bitnet.load import embedded_model, load_tokenizer
+from bitnet.load import load_model
 
 TALE = (
     "Once upon a time, there was a little girl named Lily. She liked to play with her big red ball. One day, "
@@ -44,33 +41,49 @@ def test_every_id_is_predicted_once_with_as_much_before_it_as_fits(count, length
         assert (context[0] == -1) == (number == 0)
 
 
-def test_perplexity_is_that_of_a_plain_torch_loop():
-    """Five windows of a short context. A longer text would meet an activation code so near a tie that float
-    rounding flips it, and then two correct engines differ."""
-    torch = pytest.importorskip("torch")
-    from bitnet.torch_model import TorchModel
-
-    stored = read_checkpoint(embedded_model())
-    length = 13
-    checkpoint = replace(stored, config=replace(stored.config, max_position_embeddings=length))
-    tokenizer = load_tokenizer(stored)
-    reference = TorchModel.from_checkpoint(checkpoint, tokenizer)
-    ids = tokenizer.encode(TALE, add_bos=False)
-    assert 4 * length < len(ids) < 5 * length
+def torch_loop(torch, logits_of, ids, context):
+    """Nats of `ids` behind id 0, window by window, with PyTorch's own cross-entropy."""
     nats = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(ids), length):
-            end = min(start + length, len(ids))
-            first = end - length if start else 0
-            logits = reference.transformer(torch.tensor([[0, *ids][first:end]]))[0]
-            loss = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[first:end]), reduction="none")
-            nats += loss[start - first :].double().sum().item()
-    cpu = CpuModel.from_checkpoint(checkpoint, tokenizer, threads=1, kv_dtype="float32")
-    for model in (reference, cpu):
-        found = measure_perplexity(model, [TALE])
-        assert found.tokens == len(ids)
-        assert found.token_perplexity == pytest.approx(math.exp(nats / len(ids)), rel=1e-5)
-        assert found.bits_per_byte == pytest.approx(nats / math.log(2) / len(TALE), rel=1e-5)
+    for start in range(0, len(ids), context):
+        end = min(start + context, len(ids))
+        first = end - context if start and end > context else 0
+        logits, targets = logits_of([0, *ids][first:end]), torch.tensor(ids[first:end])
+        loss = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        nats += loss[start - first :].double().sum().item()
+    return nats
+
+
+def test_rolling_windows_are_those_of_a_plain_torch_loop(stories):
+    torch = pytest.importorskip("torch")
+
+    def run(ids):
+        (logits,) = stories.forward([(stories.new_cache(len(ids)), ids)], all_logits=True)
+        return torch.from_numpy(logits)
+
+    ids = stories.tokenizer.encode(TALE * 9, add_bos=False)
+    assert len(ids) % 512
+    nats = torch_loop(torch, run, ids, 512)
+    found = measure_perplexity(stories, [TALE * 9])
+    assert found.tokens == len(ids) > 512
+    assert found.token_perplexity == pytest.approx(math.exp(nats / len(ids)), rel=1e-6)
+    assert found.bits_per_byte == pytest.approx(nats / math.log(2) / len(TALE * 9), rel=1e-6)
+
+
+def test_perplexity_is_that_of_the_torch_model(stories):
+    """One sentence: a longer text would meet an activation code so near a tie that float rounding flips it,
+    and there two correct engines differ."""
+    torch = pytest.importorskip("torch")
+    reference = load_model(engine="torch")
+
+    def run(ids):
+        with torch.inference_mode():
+            return reference.transformer(torch.tensor([ids]))[0]
+
+    sentence = "Once upon a time, there was a little girl named Lily."
+    ids = stories.tokenizer.encode(sentence, add_bos=False)
+    perplexity = math.exp(torch_loop(torch, run, ids, 512) / len(ids))
+    for model in (reference, load_model(threads=1, kv_dtype="float32")):
+        assert measure_perplexity(model, [sentence]).token_perplexity == pytest.approx(perplexity, rel=1e-4)
 
 
 def test_each_document_stands_alone(stories):
