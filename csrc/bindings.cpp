@@ -120,7 +120,7 @@ class Engine {
  public:
   Engine(const nb::dict& shape, const std::string& hidden_act, const std::string& kv_dtype,
          const std::string& head_type, nb::object embedding, nb::object head, nb::object final_norm,
-         nb::object rope_cos, nb::object rope_sin, const nb::list& layers, std::size_t threads,
+         nb::object rope_cos, nb::object rope_sin, const nb::iterable& layers, std::size_t threads,
          const std::string& isa)
       : embedding_(std::move(embedding)), head_(std::move(head)) {
     const Kernels& kernels = bitnet::select_kernels(isa);
@@ -144,7 +144,6 @@ class Engine {
       config.cache_type = bitnet::CacheType::float32;
     if (check_choice(head_type, "full", "shortlist", "head") == "shortlist")
       config.head_type = bitnet::HeadType::shortlist;
-    require(layers.size() == config.layers, "layers has the wrong length");
     bitnet::Weights weights;
     weights.embedding = view_table(embedding_, config.vocab_size, config.hidden_size, "embedding");
     weights.head = view_table(head_, config.vocab_size, config.hidden_size, "head");
@@ -152,8 +151,10 @@ class Engine {
     weights.rope_cos = read_table(rope_cos, config.max_positions, config.head_dim / 2, "rope_cos");
     weights.rope_sin = read_table(rope_sin, config.max_positions, config.head_dim / 2, "rope_sin");
     bitnet::ThreadPool pool(threads);
+    // One after the other: a layer that was decoded for us can go before the next one comes.
     for (nb::handle layer : layers)
       weights.layers.push_back(read_layer(config, nb::cast<nb::dict>(layer), pool));
+    require(weights.layers.size() == config.layers, "layers has the wrong length");
     transformer_ = std::make_unique<bitnet::Transformer>(config, std::move(weights), threads, kernels);
   }
 
@@ -281,7 +282,7 @@ NB_MODULE(_core, m) {
       .def("truncate", &truncate_cache, "length"_a);
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<const nb::dict&, const std::string&, const std::string&, const std::string&, nb::object,
-                    nb::object, nb::object, nb::object, nb::object, const nb::list&, std::size_t,
+                    nb::object, nb::object, nb::object, nb::object, const nb::iterable&, std::size_t,
                     const std::string&>(),
            nb::kw_only(), "shape"_a, "hidden_act"_a, "kv_dtype"_a, "head_type"_a, "embedding"_a, "head"_a,
            "final_norm"_a, "rope_cos"_a, "rope_sin"_a, "layers"_a, "threads"_a, "isa"_a)

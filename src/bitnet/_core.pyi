@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ class Engine:
         final_norm: NDArray[np.float32],
         rope_cos: NDArray[np.float32],
         rope_sin: NDArray[np.float32],
-        layers: list[dict[str, Any]],
+        layers: Iterable[dict[str, Any]],
         threads: int,
         isa: str,
     ) -> None: ...

@@ -119,7 +119,7 @@ class CpuModel:
                 final_norm=checkpoint.tensor("model.norm.weight").float32(),
                 rope_cos=cos,
                 rope_sin=sin,
-                layers=[_layer(checkpoint, index) for index in range(config.num_hidden_layers)],
+                layers=(_layer(checkpoint, index) for index in range(config.num_hidden_layers)),
                 threads=thread_count(threads),
                 isa=isa or "",
             )

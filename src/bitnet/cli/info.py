@@ -48,7 +48,7 @@ def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
     tensors = [_describe(checkpoint, name) for name in names]
     parameters = sum(row["parameters"] for row in tensors)
     ternary = sum(row["parameters"] for row in tensors if row["ternary"])
-    stored = {name: tensor.data.nbytes for name, tensor in checkpoint.tensors.items()}
+    stored = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
     ternary_bytes = sum(stored[row["name"]] for row in tensors if row["ternary"])
     kv_bytes = 2 * config.num_hidden_layers * config.key_value_size * 2  # keys and values, 2 bytes each
     return {

@@ -60,6 +60,11 @@ class Tensor:
         """The values as float32, exact for BF16, F16 and F32."""
         return widen(self.data) if self.dtype == "BF16" else self.data.astype(np.float32)
 
+    @property
+    def nbytes(self) -> int:
+        """What `data` takes."""
+        return math.prod(self.shape) * NUMPY_DTYPES[self.dtype].itemsize
+
     def rows(self, start: int, end: int) -> Tensor:
         """The tensor [start:end] along the first axis; nothing is copied where it is mapped."""
         part = self.data[start:end]
