@@ -26,7 +26,7 @@ class CodeHealth:
         self._before: dict[str, NDArray[np.uint8]] = {}
 
     def measure(self) -> dict[str, tuple[float, float]]:
-        """Per layer the share of zero codes and of codes that differ from the last measure's (at first NaN).
+        """Per layer the share of zero codes, and of codes that differ from the last measure's; at first NaN.
 
         Sharded weights are gathered one at a time: every process must call it.
         """

@@ -9,7 +9,8 @@ The model in training is measured, and what will be shipped: its packed form on 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +22,14 @@ from torch.nn import functional as F
 
 from bitnet.config import ModelConfig
 from bitnet.cpu_model import CpuModel
+from bitnet.errors import FormatError
 from bitnet.formats.checkpoint import Checkpoint
 from bitnet.nn import Transformer
 from bitnet.train.export import checkpoint_tensors
 from bitnet.train.shards import Corpus
 from bitnet.train.sources import open_source
 
-_BATCH = 8  # windows of one forward pass
+_WINDOWS, _LOGITS = 8, 1 << 26  # most windows and, beyond one window, logits (256 MB) of a forward pass
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,25 @@ class HeldOut:
     size: int
 
     @classmethod
-    def open(cls, path: Path, tokenizer: Tokenizer) -> HeldOut:
-        """The validation split of a prepared folder, or a text.
+    def of(cls, name: str, corpus: Corpus) -> HeldOut:
+        """All of a corpus, closed by the separator it begins with.
 
         Raises:
-            FormatError, InputError: as `open_source`.
+            FormatError: its documents hold no byte, so there is nothing to divide by.
         """
-        return cls.of(path.stem, open_source(path, tokenizer, "validation"))
-
-    @classmethod
-    def of(cls, name: str, corpus: Corpus) -> HeldOut:
-        """All of a corpus, closed by the separator it begins with."""
+        if corpus.text_bytes == 0:
+            raise FormatError(f"{corpus.name}: holds no text to evaluate on")
         return cls(name, corpus.take(0, len(corpus) + 1), corpus.text_bytes)
 
-    def batches(self, length: int) -> Iterator[NDArray[np.int64]]:
-        """Windows of `length` + 1 ids, (up to 8, length + 1); the short last window rides alone."""
+    def batches(self, length: int, vocab_size: int) -> Iterator[NDArray[np.int64]]:
+        """Windows of `length` + 1 ids, (up to 8, length + 1); the short last window rides alone.
+
+        Fewer than 8 where their logits would take more memory than an evaluation should.
+        """
         whole = (len(self.ids) - 1) // length
-        for first in range(0, whole, _BATCH):
-            starts = range(first, min(first + _BATCH, whole))
+        together = max(1, min(_WINDOWS, _LOGITS // (length * vocab_size)))
+        for first in range(0, whole, together):
+            starts = range(first, min(first + together, whole))
             yield np.stack([self.ids[start * length : (start + 1) * length + 1] for start in starts])
         if whole * length < len(self.ids) - 1:
             yield self.ids[None, whole * length :]
@@ -72,12 +75,35 @@ class HeldOut:
         return nats / math.log(2) / self.size
 
 
+def open_texts(paths: Sequence[str], tokenizer: Tokenizer) -> list[HeldOut]:
+    """The validation splits of prepared folders, and texts.
+
+    Each is called by the shortest of `story`, `story.txt`, `folder/story.txt`, … that is no other's too.
+
+    Raises:
+        FormatError, InputError: as `open_source`.
+    """
+    different = [Path(path) for path in dict.fromkeys(paths)]
+    return [
+        HeldOut.of(name, open_source(path, tokenizer, "validation"))
+        for name, path in zip(_names(different), different, strict=True)
+    ]
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    names = [
+        [path.stem, *("/".join(path.parts[-n:]) for n in range(1, len(path.parts) + 1))] for path in paths
+    ]
+    taken = Counter(name for candidates in names for name in set(candidates))
+    return [next((name for name in own if taken[name] == 1), own[-1]) for own in names]
+
+
 def bits_per_byte(model: Transformer, text: HeldOut, length: int) -> float:
     """Run the model in training over the whole text in windows of `length` tokens."""
     nats = 0.0
     device = model.head_weight.device
     with torch.no_grad():  # inference mode would refuse the gathers of sharded parameters
-        for windows in text.batches(length):
+        for windows in text.batches(length, model.config.vocab_size):
             ids = torch.from_numpy(windows).to(device)
             logits = model(ids[:, :-1]).float().flatten(0, 1)
             nats += F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="sum").item()
@@ -96,11 +122,11 @@ def packed_model(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> Cp
 def packed_bits_per_byte(model: CpuModel, text: HeldOut, length: int) -> float:
     """The same measure on the CPU engine."""
     nats = 0.0
-    for windows in text.batches(length):
+    for windows in text.batches(length, model.config.vocab_size):
         batch = [(model.new_cache(len(window) - 1), window[:-1].tolist()) for window in windows]
         for window, logits in zip(windows, model.forward(batch, all_logits=True), strict=True):
+            logits -= logits.max(axis=-1, keepdims=True)  # in place: they may be a gigabyte
             chosen = logits[np.arange(len(logits)), window[1:]].astype(np.float64)
-            top = logits.max(axis=-1, keepdims=True)
-            total = np.log(np.exp(logits - top).sum(axis=-1, dtype=np.float64)) + top[:, 0]
-            nats += float((total - chosen).sum())
+            np.exp(logits, out=logits)
+            nats += float((np.log(logits.sum(axis=-1, dtype=np.float64)) - chosen).sum())
     return text.bits(nats)

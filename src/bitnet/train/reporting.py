@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from bitnet.nn import Transformer
 from bitnet.train.config import TrainingConfig
 from bitnet.train.export import whole_tensors
-from bitnet.train.heldout import HeldOut, bits_per_byte, packed_bits_per_byte, packed_model
+from bitnet.train.heldout import bits_per_byte, open_texts, packed_bits_per_byte, packed_model
 from bitnet.train.parallel import Parallel
 from bitnet.train.plots import plot_run
 from bitnet.train.progress import ProgressReport
@@ -45,15 +45,16 @@ class Reporting:
     def __init__(
         self, directory: Path, config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel
     ) -> None:
-        """Raises FormatError, InputError, ResourceError: a held-out text or a sink is not to be had."""
+        """Raises FormatError, InputError: a held-out text is not to be had."""
         self._directory, self._config, self._parallel = directory, config, parallel
-        self._texts = [HeldOut.open(Path(path), tokenizer) for path in config.data.heldout]
+        self._texts = open_texts(config.data.heldout, tokenizer)
         self._packed = config.report.evaluate_packed and config.schedule.quantized
         self._progress = ProgressReport(quiet=not parallel.first)
         self._record: Record | None = None
         self._sinks: list[Sink] = []
         self._interval = _Interval()
-        self._evaluated: dict[str, float] = {}
+        self._tokens_per_step = config.data.tokens_per_step
+        self._last_step = 0
         self._flops = flops_per_token(config.model, config.data.sequence_length)
         self._peak = float("nan")
 
@@ -61,8 +62,13 @@ class Reporting:
         return self
 
     def start(self, step: int, steps: int, notices: Sequence[str]) -> None:
-        """Before the first step; `step` are done already, and what was recorded behind it is dropped."""
-        report, data = self._config.report, self._config.data
+        """Before the first step; `step` are done already, and what was recorded behind it is dropped.
+
+        Raises:
+            FormatError: the record of the interrupted run is damaged.
+            ResourceError: a package of a sink is not installed, or the disk is full.
+        """
+        report = self._config.report
         self._last_step = steps
         self._peak = self._parallel.world * peak_flops(
             self._parallel.device, multiplies_in_bfloat16(self._config.compute, self._parallel.device)
@@ -74,13 +80,12 @@ class Reporting:
                 columns += [f"packed:{name}" for name in names]
             self._record = Record(self._directory, columns, step)
             if report.tensorboard:
-                self._sinks.append(TensorBoard(self._directory))
+                self._sinks.append(TensorBoard(self._directory, step))
             if report.wandb is not None:
                 self._sinks.append(WeightsAndBiases(self._directory, report.wandb, self._config.to_dict()))
         self._progress.start(step, steps)
         for text in notices:
             self.notice(text)
-        self._tokens_per_step = data.tokens_per_step
         self._interval = _Interval()
 
     def step(self, step: int, result: StepResult, values: Values, skipped: int, model: Transformer) -> None:
@@ -117,11 +122,11 @@ class Reporting:
         return {
             "step": step,
             "tokens": step * self._tokens_per_step,
-            "loss": interval.loss / interval.steps,
+            "loss": interval.loss,
             "learning_rate": values.learning_rate,
             "weight_decay": values.weight_decay,
             "quantizer_strength": values.quantizer_strength,
-            "gradient_norm": interval.norm / interval.steps,
+            "gradient_norm": interval.norm,
             "skipped_steps": skipped,
             "tokens_per_second": speed,
             "mfu": speed * self._flops / self._peak,
@@ -148,24 +153,42 @@ class Reporting:
         trace: TracebackType | None,
     ) -> None:
         self._progress.close()
-        for sink in self._sinks:
-            sink.close()
-        if self._parallel.first and self._record is not None:
-            plot_run(self._directory)
+        ends = [sink.close for sink in self._sinks]
+        if self._record is not None:
+            ends.append(lambda: plot_run(self._directory))
+        for end in ends:
+            try:
+                end()
+            except OSError as problem:  # the run is saved, and its own error must stay the one that is seen
+                self.notice(f"{self._directory}: the report is not whole ({problem})")
 
 
 class _Interval:
-    """Sums since the last row of the record."""
+    """What happened since the last row of the record; loss and norm are means over the steps taken."""
 
     def __init__(self) -> None:
         self._started = time.perf_counter()
         self.steps = 0
-        self.loss = self.norm = 0.0
+        self._losses: list[float] = []
+        self._norms: list[float] = []
 
     def add(self, result: StepResult) -> None:
         self.steps += 1
-        self.loss += result.loss
-        self.norm += result.norm
+        if result.taken:  # a skipped step's NaN would hide all others
+            self._losses.append(result.loss)
+            self._norms.append(result.norm)
+
+    @property
+    def loss(self) -> float:
+        return _mean(self._losses)
+
+    @property
+    def norm(self) -> float:
+        return _mean(self._norms)
 
     def seconds(self) -> float:
         return time.perf_counter() - self._started
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")

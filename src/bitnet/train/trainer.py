@@ -168,6 +168,8 @@ class Trainer:
             parallel,
         )
         codes = CodeHealth(self.model)
+        if self.step % config.report.codes_every == 0:
+            codes.measure()  # the next flips are counted from here, as if the run had not been interrupted
         result = None
         with _stop_signals() as stop, Reporting(self.directory, config, self.tokenizer, parallel) as report:
             report.start(self.step, steps, self.notices)
