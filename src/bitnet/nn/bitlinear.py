@@ -19,11 +19,14 @@ bits): w + λ(Ŵ - w) and x + λ(x̂ - x) take the places of Ŵ and x̂. λ = 1 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bitnet.errors import InputError
 
 _SMALLEST = 1e-5  # lower bound of both absolute maximum and mean, arXiv 2402.17764's code
 
@@ -40,18 +43,20 @@ def ternary_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() * scale.reciprocal()).round_().clamp_(-1, 1), scale
 
 
-def int8_codes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes in -128..127 and the factor s that made them, both float32: absmax over the last dimension.
+def int8_codes(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
+    """Signed codes and the factor s that made them, both float32: absmax over the last dimension.
 
     Args:
         x: floating point, (..., features).
+        bits: 8 for codes in -128..127, 4 for -8..7.
     Returns:
         codes (..., features) and s (..., 1); codes / s approximates x.
     """
     x = x.float()
+    largest = 2 ** (bits - 1) - 1
     # a Python number over a tensor is its reciprocal times the number, which rounds twice
-    scale = x.new_tensor(127.0) / x.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)
-    return (x * scale).round_().clamp_(-128, 127), scale
+    scale = x.new_tensor(float(largest)) / x.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)
+    return (x * scale).round_().clamp_(-largest - 1, largest), scale
 
 
 class _QuantisedLinear(torch.autograd.Function):
@@ -59,15 +64,15 @@ class _QuantisedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dtype: torch.dtype, strength: float, quantise_x: bool, *weights: Tensor
+        ctx: Any, x: Tensor, dtype: torch.dtype, strength: Tensor | None, bits: int, *weights: Tensor
     ) -> tuple[Tensor, ...]:
         # in place, because fresh memory of this size costs several times the arithmetic on it
         quantised_weights = []
         for weight in weights:
             codes, scale = ternary_codes(weight)
             quantised_weights.append(_part_way(weight, codes.mul_(scale), strength).to(dtype))
-        if quantise_x:
-            codes, scale = int8_codes(x)
+        if bits < 16:
+            codes, scale = int8_codes(x, bits)
             quantised_x = _part_way(x, codes.div_(scale), strength).to(dtype)
         else:
             quantised_x = x.to(dtype)
@@ -93,12 +98,9 @@ class _QuantisedLinear(torch.autograd.Function):
         return x_gradient, None, None, None, *weight_gradients
 
 
-def _part_way(value: Tensor, quantised: Tensor, strength: float) -> Tensor:
-    """value + λ(quantised - value) in float32; exactly `quantised` for λ = 1."""
-    if strength == 1:
-        return quantised
-    value = value.float()
-    return value + strength * (quantised - value)
+def _part_way(value: Tensor, quantised: Tensor, strength: Tensor | None) -> Tensor:
+    """value + λ(quantised - value), written over `quantised`, which is float32; λ = 1 changes nothing."""
+    return quantised if strength is None else quantised.sub_(value).mul_(strength).add_(value)
 
 
 class BitLinear(nn.Linear):
@@ -107,30 +109,47 @@ class BitLinear(nn.Linear):
     Same constructor, same parameters, same shapes. The bias stays in full precision. Under autocast the
     matrix products run in autocast's type, the quantisers in float32.
 
-    Attributes:
-        strength: λ, 0..1; see the top of this file.
-        activation_bits: 8, or 16 for an input that is not quantised.
+    Attributes, written by `set_quantization`:
+        quantised: False is λ = 0, plain `nn.Linear`.
+        strength: λ between 0 and 1, float32 scalar, or None for λ = 1. A tensor, because a compiled graph
+            reads its value anew, where a number would be compiled into it.
+        activation_bits: 8 or 4, or 16 for an input that is not quantised.
     """
 
-    strength: float = 1.0
+    quantised: bool = True
+    strength: Tensor | None = None
     activation_bits: int = 8
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return apply_together(x, self)[0]
+        return _multiply(x, (self,))[0] if self.quantised else super().forward(x)
 
 
-def apply_together(x: Tensor, *layers: BitLinear | FrozenBitLinear) -> list[Tensor]:
-    """What each layer makes of the same x, as if called one by one; trainable ones quantise x only once."""
-    first = layers[0]
-    if isinstance(first, FrozenBitLinear):
-        return [layer(x) for layer in layers]
-    if first.strength == 0:
-        return [nn.Linear.forward(layer, x) for layer in layers]  # type: ignore[arg-type]
+def apply_together(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """What each layer makes of the same x, as if called one by one; alike BitLinears quantise x only once."""
+    alike = [layer for layer in layers if _is_like(layer, layers[0])]
+    return _multiply(x, alike) if len(alike) == len(layers) else [layer(x) for layer in layers]
+
+
+def _is_like(layer: nn.Module, first: nn.Module) -> TypeGuard[BitLinear]:
+    """Whether both are plain quantised BitLinears with the same settings, so that calling them is no more.
+
+    A subclass may compute something else, and hooks would not run.
+    """
+    if type(layer) is not BitLinear or type(first) is not BitLinear:
+        return False
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return False
+    same = layer.strength is first.strength and layer.activation_bits == first.activation_bits
+    return same and layer.quantised and first.quantised
+
+
+def _multiply(x: Tensor, layers: Sequence[BitLinear]) -> list[Tensor]:
+    """The quantised products of layers with the same settings, biases added."""
     device = x.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     outputs = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
-        x, dtype, first.strength, first.activation_bits == 8, *(layer.weight for layer in layers)
+        x, dtype, layers[0].strength, layers[0].activation_bits, *(layer.weight for layer in layers)
     )
     return [
         y if layer.bias is None else y + layer.bias.to(y.dtype)
@@ -139,10 +158,28 @@ def apply_together(x: Tensor, *layers: BitLinear | FrozenBitLinear) -> list[Tens
 
 
 def set_quantization(model: nn.Module, strength: float, activation_bits: int) -> None:
-    """Set λ and the activations' bits of every BitLinear; a compiled model is compiled anew by a change."""
-    for module in model.modules():
-        if isinstance(module, BitLinear):
-            module.strength, module.activation_bits = strength, activation_bits
+    """Set λ and the bits of activations of every BitLinear in `model`; cheap enough for every step.
+
+    A compiled model is compiled anew when λ leaves or reaches 0 or 1, not when it moves between them. Packed
+    layers are left alone.
+
+    Args:
+        strength: λ, 0..1.
+        activation_bits: 4, 8, or 16 for inputs that are not quantised. Of no effect where λ is 0.
+    Raises:
+        InputError: another value.
+    """
+    if not 0 <= strength <= 1:
+        raise InputError(f"the quantiser's strength is {strength}; it must lie in 0..1")
+    if activation_bits not in (4, 8, 16):
+        raise InputError(f"activation_bits is {activation_bits}; known are 4, 8 and 16 (not quantised)")
+    layers = [module for module in model.modules() if isinstance(module, BitLinear)]
+    shared: Tensor | None = None
+    if layers and 0 < strength < 1:
+        # one tensor for all: by it layers know that they are set alike
+        shared = torch.tensor(strength, dtype=torch.float32, device=layers[0].weight.device)
+    for layer in layers:
+        layer.quantised, layer.strength, layer.activation_bits = strength > 0, shared, activation_bits
 
 
 def bit_linear_by_detach(
@@ -151,8 +188,8 @@ def bit_linear_by_detach(
     """The textbook form, float32 only: x + λ(x̂ - x).detach(). The tests compare `BitLinear` with it."""
     codes, scale = ternary_codes(weight)
     weight = weight + strength * (codes * scale - weight).detach()
-    if activation_bits == 8:
-        codes, scale = int8_codes(x)
+    if activation_bits < 16:
+        codes, scale = int8_codes(x, activation_bits)
         x = x + strength * (codes / scale - x).detach()
     return F.linear(x, weight, bias)
 

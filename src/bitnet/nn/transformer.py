@@ -42,7 +42,8 @@ class Decoder(nn.Module):
     """Ids to normalised hidden states: everything but the head.
 
     Attributes:
-        activation_checkpointing: keep only each layer's input for the backward pass, compute the rest again.
+        activation_checkpointing: keep only each layer's input for the backward pass, compute the rest again;
+            in training mode only.
     """
 
     activation_checkpointing: bool = False
@@ -59,7 +60,8 @@ class Decoder(nn.Module):
         start, new = 0 if cache is None else cache.length, ids.shape[1]
         angles = rotary_angles(self.config.head_dim, self.config.rope_theta, start, new, ids.device)
         x = self.embed_tokens(ids)
-        recompute = self.activation_checkpointing and torch.is_grad_enabled() and cache is None
+        in_training = self.training and torch.is_grad_enabled() and cache is None
+        recompute = self.activation_checkpointing and in_training
         for layer in self.layers:
             x = (
                 checkpoint(layer, x, angles, None, use_reentrant=False)

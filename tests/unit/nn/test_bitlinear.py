@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from bitnet.errors import InputError
 from bitnet.nn import BitLinear, FrozenBitLinear
 from bitnet.nn.bitlinear import (
     apply_together,
@@ -113,7 +114,7 @@ def test_frozen_layer_gives_what_the_masters_gave(bias):
 
 
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("activation_bits", [8, 16])
+@pytest.mark.parametrize("activation_bits", [4, 8, 16])
 @pytest.mark.parametrize("shape", [(65,), (3, 65), (2, 5, 65)])
 def test_a_quantiser_let_in_slowly_equals_its_formula(strength, activation_bits, shape):
     torch.manual_seed(3)
@@ -167,3 +168,76 @@ def test_frozen_weights_still_pass_gradients_to_the_input():
     assert layer.weight.grad is None
     codes, scale = ternary_codes(layer.weight)
     torch.testing.assert_close(x.grad, (codes * scale).sum(0).expand(3, 8))
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_bfloat16_autocast_stays_near_the_float32_form(strength):
+    torch.manual_seed(5)
+    layer = BitLinear(65, 63)
+    set_quantization(layer, strength, 8)
+    x = torch.randn(17, 65, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    y.float().sum().backward()
+    weight, bias = (p.detach().clone().requires_grad_() for p in layer.parameters())
+    x_twin = x.detach().clone().requires_grad_()
+    y_twin = bit_linear_by_detach(x_twin, weight, bias, strength, 8)
+    y_twin.sum().backward()
+    assert y.dtype == torch.bfloat16
+    assert x.grad.dtype == layer.weight.grad.dtype == torch.float32
+    pairs = [(y.float(), y_twin), (x.grad, x_twin.grad), (layer.weight.grad, weight.grad)]
+    for one, other in pairs:
+        torch.testing.assert_close(one, other, rtol=0, atol=0.02 * other.abs().max().item())
+
+
+def test_four_bits_have_sixteen_levels():
+    x = torch.tensor([[-1.0, 0.07, 0.08, 0.5, 1.0]])
+    codes, scale = int8_codes(x, bits=4)
+    assert codes.tolist() == [[-7, 0, 1, 4, 7]]  # 3.5 rounds to the even 4
+    assert scale.item() == 7
+
+
+@pytest.mark.parametrize("strength", [0.3, 1.0])
+def test_inputs_and_masters_stay_as_they_were_and_tokens_stay_apart(strength):
+    torch.manual_seed(6)
+    layers = [BitLinear(65, 63), BitLinear(65, 7)]
+    set_quantization(nn.ModuleList(layers), strength, 8)
+    x = torch.randn(5, 65)
+    before = x.clone(), [layer.weight.detach().clone() for layer in layers]
+    clean = apply_together(x, *layers)
+    assert torch.equal(x, before[0])
+    for layer, weight in zip(layers, before[1], strict=True):
+        assert torch.equal(layer.weight, weight)
+    x[2] = torch.nan
+    for one, other in zip(apply_together(x, *layers), clean, strict=True):
+        assert one[2].isnan().all()
+        torch.testing.assert_close(one[[0, 1, 3, 4]], other[[0, 1, 3, 4]])
+
+
+def test_layers_that_are_not_alike_are_called_one_by_one():
+    class Doubled(BitLinear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    torch.manual_seed(7)
+    x, called = torch.randn(3, 9), []
+    hooked, soft = BitLinear(9, 4), BitLinear(9, 4)
+    hooked.register_forward_hook(lambda *_: called.append("hook"))
+    set_quantization(soft, 0.5, 4)
+    layers = [BitLinear(9, 4), hooked, soft, nn.Linear(9, 4), Doubled(9, 4), FrozenBitLinear(9, 4)]
+    for other in layers[1:]:
+        for pair in ((layers[0], other), (other, layers[0])):
+            for found, layer in zip(apply_together(x, *pair), pair, strict=True):
+                assert torch.equal(found, layer(x))
+    assert len(called) == 4
+
+
+def test_impossible_settings_are_refused():
+    layer = BitLinear(4, 4)
+    for strength in (-0.1, 1.1, float("nan")):
+        with pytest.raises(InputError, match="strength"):
+            set_quantization(layer, strength, 8)
+    with pytest.raises(InputError, match="activation_bits is 5"):
+        set_quantization(layer, 1.0, 5)
+    assert layer.quantised
+    assert (layer.strength, layer.activation_bits) == (None, 8)

@@ -9,6 +9,7 @@ from bitnet.config import ModelConfig
 from bitnet.errors import InputError
 from bitnet.formats.tensor_names import count_parameters, expected_tensors
 from bitnet.nn import BitLinear, FrozenBitLinear, KeyValueCache, Transformer
+from bitnet.nn.bitlinear import set_quantization
 
 ODD = ModelConfig(
     vocab_size=1000,
@@ -107,27 +108,57 @@ def test_cache_refuses_impossible_sizes():
             cache.truncate(length)
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch itself
-def test_compiles_without_a_graph_break():
-    torch.manual_seed(0)
-    config = ModelConfig(
-        vocab_size=40,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=16,
-    )
-    model = Transformer(config.with_quantization("online"))
-    ids = torch.randint(0, 40, (2, 9))
-    expected = model.loss(ids[:, :-1], ids[:, 1:])
-    expected.backward()
-    gradients = [parameter.grad for parameter in model.parameters()]
+TINY = ModelConfig(
+    vocab_size=40,
+    hidden_size=36,
+    intermediate_size=52,
+    num_hidden_layers=2,
+    num_attention_heads=3,
+    num_key_value_heads=1,
+    max_position_embeddings=16,
+).with_quantization("online")
+
+
+def gradients(model, loss, ids):
+    """The loss and every parameter's gradient."""
     model.zero_grad()
+    value = loss(ids[:, :-1], ids[:, 1:])
+    value.backward()
+    return value.detach(), [parameter.grad.clone() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
+def test_checkpointing_changes_no_bit(strength):
+    torch.manual_seed(0)
+    model = Transformer(TINY)
+    set_quantization(model, strength, 8)
+    ids = torch.randint(0, 40, (2, 9))
+    expected, calls = gradients(model, model.loss, ids), []
+    model.model.layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    model.model.activation_checkpointing = True
+    found = gradients(model, model.loss, ids)
+    assert len(calls) == 2  # again in the backward pass
+    assert torch.equal(found[0], expected[0])
+    for one, other in zip(found[1], expected[1], strict=True):
+        assert torch.equal(one, other)
+    model.eval()
+    gradients(model, model.loss, ids)
+    assert len(calls) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch itself
+def test_compiles_without_a_graph_break_once_for_every_strength_between():
+    torch.manual_seed(0)
+    model = Transformer(replace(TINY, num_hidden_layers=1))
+    ids = torch.randint(0, 40, (2, 9))
     # this backend traces forward and backward like the default one, and leaves out its C++
-    loss = torch.compile(model.loss, fullgraph=True, backend="aot_eager")(ids[:, :-1], ids[:, 1:])
-    loss.backward()
-    torch.testing.assert_close(loss, expected)
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+    compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
+    for strength in (1.0, 0.25, 0.75, 0.0):
+        set_quantization(model, strength, 8)
+        expected = gradients(model, model.loss, ids)
+        stance = "fail_on_recompile" if strength == 0.75 else "default"
+        with torch.compiler.set_stance(stance):
+            found = gradients(model, compiled, ids)
+        torch.testing.assert_close(found[0], expected[0])
+        for one, other in zip(found[1], expected[1], strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
