@@ -1,82 +1,25 @@
 """read_gguf and write_gguf: the recorded file's logits, exact round trips, refusals that name the culprit."""
 
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 
 import bitnet
-from bitnet.config import PRESETS, ModelConfig
-from bitnet.errors import BitnetError, ConfigError, FormatError, InputError, UnsupportedError
-from bitnet.formats.checkpoint import Checkpoint, read_checkpoint
-from bitnet.formats.gguf.block_types import BF16, F16, F32, I2_S, Q4_K, Q6_K, Q8_0, TQ2_0
+from bitnet.config import PRESETS
+from bitnet.errors import BitnetError, ConfigError, FormatError, UnsupportedError
+from bitnet.formats.checkpoint import read_checkpoint
+from bitnet.formats.gguf.block_types import BF16, F16, F32, I2_S, Q4_K, Q6_K, Q8_0
 from bitnet.formats.gguf.container import read_container
-from bitnet.formats.gguf.container_writer import Planned, write_container
-from bitnet.formats.gguf.i2_s_layout import _arm_columns
+from bitnet.formats.gguf.container_writer import Planned
 from bitnet.formats.gguf.tensor_names import gguf_name, published_name
 from bitnet.formats.gguf.writer import write_gguf
-from bitnet.formats.tensor import Tensor
-from bitnet.formats.tensor_names import EMBEDDING, HEAD, expected_tensors, projections
-from bitnet.quantize.packing import pack_2bit, unpack_2bit
-
-TYPES = ("i2_s", "tq2_0", "tq1_0")
-CONFIG = ModelConfig(
-    vocab_size=24,
-    hidden_size=256,
-    intermediate_size=512,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    bos_token_id=3,
-    eos_token_id=(5, 7),
-)
+from bitnet.formats.tensor_names import EMBEDDING, expected_tensors, projections
 
 
 @pytest.fixture(scope="module")
 def twin(golden):
     return read_checkpoint(golden / "packed_offline")
-
-
-def make(config=CONFIG, seed=0):
-    """A checkpoint in memory with random codes and float16-exact scales."""
-    random = np.random.default_rng(seed)
-    tensors = {}
-    for name, item in expected_tensors(config).items():
-        if item.kind == "packed":
-            codes = random.integers(-1, 2, (4 * item.shape[0], item.shape[1]), dtype=np.int8)
-            tensors[name] = Tensor.of(pack_2bit(codes))
-        elif item.kind == "scale":
-            tensors[name] = Tensor.of(np.array([random.integers(1, 9) / 4], np.float32), "BF16")
-        else:
-            tensors[name] = Tensor.of(random.normal(size=item.shape).astype(np.float32), "BF16")
-    return Checkpoint(config, tensors, "made", None, frozenset(config.eos_token_id))
-
-
-@pytest.fixture
-def edited(tmp_path):
-    """A good file rewritten with other keys or tensors; a value of None drops a key."""
-
-    def edit(metadata=None, tensors=None, config=CONFIG, ternary="i2_s", drop=()):
-        source = tmp_path / "good.gguf"
-        source.unlink(missing_ok=True)
-        write_gguf(source, make(config), ternary)
-        container = read_container(source)
-        values = dict(container.metadata) | (metadata or {})
-        values = {key: value for key, value in values.items() if value is not None}
-        blocks = {
-            item.name: (Planned(item.type, item.shape), item.raw) for item in container.tensors.values()
-        }
-        blocks |= tensors or {}
-        blocks = {name: block for name, block in blocks.items() if name not in drop}
-        path = tmp_path / "edited.gguf"
-        path.unlink(missing_ok=True)
-        planned = {name: plan for name, (plan, _) in blocks.items()}
-        write_container(path, values, planned, ((name, np.asarray(raw)) for name, (_, raw) in blocks.items()))
-        return path
-
-    return edit
 
 
 def floats(values, kind=F32):
@@ -123,88 +66,11 @@ class TestRecorded:
         np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("ternary", TYPES)
-class TestRoundTrip:
-    def test_every_code_and_scale(self, ternary, tmp_path):
-        source = make()
-        error = write_gguf(tmp_path / "model.gguf", source, ternary)
-        found = read_checkpoint(tmp_path / "model.gguf")
-        assert error == 0
-        assert found.config == source.config
-        assert found.stop_tokens == {5, 7}
-        assert found.tensors.keys() == source.tensors.keys()
-        for name in projections(CONFIG):
-            np.testing.assert_array_equal(found.linear(name).packed, source.linear(name).packed)
-            assert found.linear(name).scale == source.linear(name).scale
-        for name in set(source.tensors) - {f"{name}.weight" for name in projections(CONFIG)}:
-            np.testing.assert_array_equal(found.tensor(name).float32(), source.tensor(name).float32())
-
-    def test_biases_and_an_untied_head(self, ternary, tmp_path):
-        config = replace(CONFIG, tie_word_embeddings=False, attention_bias=True, mlp_bias=True, head_dim=128)
-        source = make(config)
-        write_gguf(tmp_path / "model.gguf", source, ternary)
-        found = read_checkpoint(tmp_path / "model.gguf")
-        assert found.config == config
-        for name in projections(config):
-            np.testing.assert_array_equal(found.linear(name).packed, source.linear(name).packed)
-            np.testing.assert_array_equal(found.linear(name).bias, source.linear(name).bias)
-        np.testing.assert_array_equal(found.tensor(HEAD).float32(), source.tensor(HEAD).float32())
-
-    def test_masters_are_quantised(self, ternary, golden, tmp_path):
-        masters = read_checkpoint(golden / "bf16_online")
-        error = write_gguf(tmp_path / "model.gguf", masters, ternary)
-        assert (error == 0) == (ternary == "i2_s")
-        assert error < 2**-11
-        found = read_checkpoint(tmp_path / "model.gguf")
-        for name in projections(masters.config):
-            np.testing.assert_array_equal(found.linear(name).packed, masters.linear(name).packed)
-
-    @pytest.mark.parametrize(("embedding", "most"), [("q8_0", 0.01), ("q6_k", 0.025)])
-    def test_rounded_embeddings(self, ternary, embedding, most, tmp_path):
-        source = make()
-        write_gguf(tmp_path / "model.gguf", source, ternary, embedding)
-        found = read_checkpoint(tmp_path / "model.gguf").tensor(EMBEDDING)
-        exact = source.tensor(EMBEDDING).float32()
-        assert np.linalg.norm(found.float32() - exact) < most * np.linalg.norm(exact)
-        np.testing.assert_array_equal(found.rows(3, 9).data, found.data[3:9])
-        write_gguf(tmp_path / "again.gguf", read_checkpoint(tmp_path / "model.gguf"), ternary, embedding)
-        np.testing.assert_array_equal(
-            read_checkpoint(tmp_path / "again.gguf").tensor(EMBEDDING).data, found.data
-        )
-
-
-@pytest.mark.parametrize("ternary", ["tq2_0", "tq1_0"])
-def test_the_gguf_package_reads_what_we_write(ternary, tmp_path):
-    gguf = pytest.importorskip("gguf")
-    source = make()
-    write_gguf(tmp_path / "model.gguf", source, ternary, "q8_0")
-    reader = gguf.GGUFReader(tmp_path / "model.gguf")
-    assert reader.get_field("general.architecture").contents() == "bitnet-b1.58"
-    assert reader.get_field("bitnet-b1.58.attention.head_count_kv").contents() == 2
-    names = {published_name(tensor.name) for tensor in reader.tensors}
-    assert names == {name for name in source.tensors if not name.endswith("_scale")}
-    for tensor in reader.tensors:
-        name = published_name(tensor.name)
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        if name.endswith("_proj.weight"):
-            linear = source.linear(name.removesuffix(".weight"))
-            np.testing.assert_array_equal(values, unpack_2bit(linear.packed) * linear.scale)
-        elif name != EMBEDDING:
-            np.testing.assert_array_equal(values.reshape(-1), source.tensor(name).float32().reshape(-1))
-
-
-def test_silu_models_are_llama_cpp_s_architecture(tmp_path):
-    config = replace(CONFIG, hidden_act="silu")
-    write_gguf(tmp_path / "model.gguf", make(config), "tq2_0")
-    assert read_container(tmp_path / "model.gguf").metadata.text("general.architecture") == "bitnet"
-    assert read_checkpoint(tmp_path / "model.gguf").config == config
-
-
 @pytest.mark.parametrize(
     ("architecture", "activation"), [("bitnet", "silu"), ("bitnet-25", "relu2"), ("bitnet-b1.58", "relu2")]
 )
-def test_the_architecture_decides_the_activation(edited, architecture, activation):
-    path = edited(config=CONFIG)
+def test_the_architecture_decides_the_activation(edited, architecture, activation, gguf_config):
+    path = edited(config=gguf_config)
     container = read_container(path)
     keys = {}
     for key, value in container.metadata.items():
@@ -225,7 +91,7 @@ def test_2b4t_is_known_by_its_shape():
     assert _read_activation(Metadata({}, "x"), "bitnet", values | {"num_hidden_layers": 26}) == "silu"
 
 
-@pytest.mark.parametrize("name", list(expected_tensors(replace(CONFIG, attention_bias=True))))
+@pytest.mark.parametrize("name", list(expected_tensors(replace(PRESETS["stories"], attention_bias=True))))
 def test_names_both_ways(name):
     assert published_name(gguf_name(name)) == name
 
@@ -239,15 +105,15 @@ def test_names_that_are_none(name):
 
 
 class TestKeys:
-    def test_those_of_llama_cpp_s_converter(self, edited):
+    def test_those_of_llama_cpp_s_converter(self, edited, gguf_config):
         keys = {"rope.scaling.type": "linear", "rope.scaling.factor": 1.0, "vocab_size": 24}
         path = edited({f"bitnet-b1.58.{key}": value for key, value in keys.items()})
-        assert read_checkpoint(path).config == CONFIG
+        assert read_checkpoint(path).config == gguf_config
 
-    def test_defaults(self, edited):
+    def test_defaults(self, edited, gguf_config):
         keys = ("attention.head_count_kv", "rope.freq_base", "attention.key_length", "vocab_size")
         path = edited(
-            {f"bitnet-b1.58.{key}": None for key in keys}, config=replace(CONFIG, num_key_value_heads=4)
+            {f"bitnet-b1.58.{key}": None for key in keys}, config=replace(gguf_config, num_key_value_heads=4)
         )
         config = read_checkpoint(path).config
         assert (config.num_key_value_heads, config.rope_theta, config.vocab_size) == (4, 10000.0, 24)
@@ -347,10 +213,10 @@ class TestTensors:
                 edited(tensors={"token_embd.weight": (Planned(Q8_0, (24, 256)), blocks.reshape(-1))})
             )
 
-    def test_scales_beside_a_weight_multiply(self, edited):
+    def test_scales_beside_a_weight_multiply(self, edited, make_checkpoint):
         path = edited(tensors={"blk.0.attn_q.scale": floats([0.5])})
         name = "model.layers.0.self_attn.q_proj"
-        assert read_checkpoint(path).linear(name).scale == 0.5 * make().linear(name).scale
+        assert read_checkpoint(path).linear(name).scale == 0.5 * make_checkpoint().linear(name).scale
         for wrong in (floats([0.5, 1]), floats([0.5], F16)):
             with pytest.raises(FormatError, match=r"blk\.0\.attn_q\.scale is"):
                 read_checkpoint(edited(tensors={"blk.0.attn_q.scale": wrong}))
@@ -366,148 +232,3 @@ class TestTensors:
             )
             assert tensor.dtype == dtype
             np.testing.assert_array_equal(tensor.float32(), values.astype(np.float16).astype(np.float32))
-
-
-class TestWriting:
-    def test_rows_that_blocks_do_not_divide(self, tmp_path):
-        config = replace(CONFIG, intermediate_size=384)
-        for ternary in ("tq2_0", "tq1_0"):
-            with pytest.raises(UnsupportedError, match=r"down_proj\.weight has rows of 384; .*256.*I2_S"):
-                write_gguf(tmp_path / "model.gguf", make(config), ternary)
-        write_gguf(tmp_path / "model.gguf", make(config), "i2_s")
-        assert read_checkpoint(tmp_path / "model.gguf").config == config
-
-    def test_matrices_and_embeddings_that_blocks_do_not_divide(self, tmp_path):
-        config = replace(CONFIG, hidden_size=20, intermediate_size=12, head_dim=4)
-        with pytest.raises(UnsupportedError, match="128"):
-            write_gguf(tmp_path / "model.gguf", make(config), "i2_s")
-        config = replace(CONFIG, hidden_size=384)
-        with pytest.raises(UnsupportedError, match="--embedding f16"):
-            write_gguf(tmp_path / "model.gguf", make(config), "i2_s", "q6_k")
-        assert not any(tmp_path.iterdir())
-
-    def test_numbers_beyond_float16(self, tmp_path):
-        source = make()
-        source.tensors[EMBEDDING].data[3, 5] = 0x7F00  # 1.7e38
-        with pytest.raises(UnsupportedError, match=r"embed_tokens\.weight holds 1\.7\d*e\+38"):
-            write_gguf(tmp_path / "model.gguf", source, "i2_s")
-        assert not any(tmp_path.iterdir())
-
-    def test_existing_file(self, tmp_path):
-        (tmp_path / "model.gguf").write_text("dear diary")
-        with pytest.raises(InputError, match="exists already"):
-            write_gguf(tmp_path / "model.gguf", make(), "i2_s")
-        assert (tmp_path / "model.gguf").read_text() == "dear diary"
-
-    def test_progress_reaches_the_end(self, tmp_path):
-        calls = []
-        write_gguf(tmp_path / "model.gguf", make(), "tq1_0", progress=lambda *call: calls.append(call))
-        assert [done for done, _ in calls] == sorted(done for done, _ in calls)
-        assert calls[-1][0] == calls[-1][1]
-
-
-class TestLayout:
-    """I2_S in another byte order, or damaged, is refused where it can be told."""
-
-    name = "blk.1.ffn_gate.weight"
-
-    def with_codes(self, edited, byte, **keys):
-        raw = np.full(512 * 64 + 32, byte, np.uint8)
-        raw[-32:-28] = np.frombuffer(np.float32(1).tobytes(), np.uint8)
-        keys = {"bitnet-b1.58.i2_s_layout": None} | keys
-        return edited(keys, {self.name: (Planned(I2_S, (512, 256)), raw)})
-
-    @pytest.mark.parametrize("byte", [0x03, 0xC0, 0xFF])
-    def test_code_three(self, edited, byte):
-        with pytest.raises(
-            FormatError, match=r"blk\.1\.ffn_gate\.weight holds the code 3 in byte 0, .*layout"
-        ):
-            read_checkpoint(self.with_codes(edited, byte))
-
-    @pytest.mark.parametrize("byte", [0x00, 0xAA, 0x55])
-    def test_implausible_zeros(self, edited, byte):
-        share = "100.0%" if byte == 0x55 else "0.0%"
-        with pytest.raises(FormatError, match=rf"{share} of blk\.1\.ffn_gate\.weight is zero"):
-            read_checkpoint(self.with_codes(edited, byte))
-        stated = {"bitnet-b1.58.i2_s_layout": "x86"}
-        assert read_checkpoint(self.with_codes(edited, byte, **stated)).config == CONFIG
-
-    def test_arm_s_byte_order(self, edited):
-        """A model whose neurons are tied as training ties them, its matrices in ARM's order."""
-        arm, x86 = self.tied_model(edited, in_arm_order=True), self.tied_model(edited, in_arm_order=False)
-        with pytest.raises(UnsupportedError, match=r"ARM.*not x86"):
-            read_checkpoint(arm())
-        assert read_checkpoint(x86()).config == CONFIG
-
-    def tied_model(self, edited, in_arm_order):
-        random = np.random.default_rng(0)
-        tensors = {}
-        for layer in range(2):
-            density = random.uniform(0.2, 0.9, 512)
-            shapes = {"ffn_gate": (512, 256), "ffn_up": (512, 256), "ffn_down": (256, 512)}
-            for part, shape in shapes.items():
-                chance = density[None, :] if part == "ffn_down" else density[:, None]
-                codes = random.choice(np.array([-1, 1], np.int8), shape) * (random.random(shape) < chance)
-                tensors[f"blk.{layer}.{part}.weight"] = (
-                    Planned(I2_S, shape),
-                    (encode_arm if in_arm_order else encode_x86)(codes.astype(np.int8)),
-                )
-        return partial(edited, {"bitnet-b1.58.i2_s_layout": None}, tensors)
-
-
-def tail():
-    return np.frombuffer(np.float32(1).tobytes() + bytes(28), np.uint8)
-
-
-def encode_x86(codes):
-    stored = (codes.reshape(-1, 4, 32) + 1).astype(np.uint8)
-    return np.concatenate(
-        [sum(stored[:, n] << (6 - 2 * n) for n in range(4)).astype(np.uint8).reshape(-1), tail()]
-    )
-
-
-def encode_arm(codes):
-    """Blocks of 64 in 16 bytes: element j in byte j % 16 at shift 6 - 2 (j // 16)."""
-    stored = (codes.reshape(-1, 4, 16) + 1).astype(np.uint8)
-    return np.concatenate(
-        [sum(stored[:, n] << (6 - 2 * n) for n in range(4)).astype(np.uint8).reshape(-1), tail()]
-    )
-
-
-def test_arm_s_columns_are_found(tmp_path):
-    codes = np.random.default_rng(0).integers(-1, 2, (4, 256), dtype=np.int8)
-    from bitnet.formats.gguf.ternary_blocks import to_packed
-
-    misread = unpack_2bit(to_packed(I2_S, encode_arm(codes), 4, 256))
-    np.testing.assert_array_equal(misread[:, _arm_columns(256)], codes)
-    assert not np.array_equal(misread, codes)
-
-
-def test_a_trained_model_is_told_from_its_arm_twin(tmp_path):
-    """The embedded story model, whose neurons training has tied."""
-    source = read_checkpoint(bitnet.load.embedded_model())
-    write_gguf(tmp_path / "model.gguf", source, "i2_s")
-    container = read_container(tmp_path / "model.gguf")
-    keys = {key: value for key, value in container.metadata.items() if not key.endswith("i2_s_layout")}
-    plans = {item.name: Planned(item.type, item.shape) for item in container.tensors.values()}
-
-    def rewritten(path, encode):
-        def blocks():
-            for item in container.tensors.values():
-                if item.type is I2_S:
-                    linear = source.linear(published_name(item.name).removesuffix(".weight"))
-                    yield item.name, encode(unpack_2bit(linear.packed))
-                else:
-                    yield item.name, item.raw
-
-        write_container(path, keys, plans, blocks())
-        return path
-
-    assert read_checkpoint(rewritten(tmp_path / "x86.gguf", encode_x86)).config.hidden_size == 256
-    with pytest.raises(UnsupportedError, match="ARM"):
-        read_checkpoint(rewritten(tmp_path / "arm.gguf", encode_arm))
-
-
-def test_a_tq_file_may_be_silent_about_its_layout(edited):
-    assert read_checkpoint(edited(ternary="tq2_0")).config == CONFIG
-    assert TQ2_0.tail == 0
