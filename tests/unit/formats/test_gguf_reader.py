@@ -121,6 +121,7 @@ class TestKeys:
     @pytest.mark.parametrize(
         ("key", "value", "error", "message"),
         [
+            ("split.count", 3, UnsupportedError, "one of 3 parts"),
             ("general.architecture", "llama", UnsupportedError, "'llama'; readable are bitnet-b1.58"),
             ("general.architecture", None, ConfigError, "general.architecture is missing"),
             ("bitnet-b1.58.block_count", None, ConfigError, "bitnet-b1.58.block_count is missing"),

@@ -126,6 +126,13 @@ class TestWriting:
             write_gguf(tmp_path / "model.gguf", make_checkpoint(), "i2_s")
         assert (tmp_path / "model.gguf").read_text() == "dear diary"
 
+    def test_more_ends_than_places(self, tmp_path, make_checkpoint, gguf_config, caplog):
+        source = make_checkpoint(replace(gguf_config, eos_token_id=(5, 7, 1, 9)))
+        write_gguf(tmp_path / "model.gguf", source, "i2_s")
+        assert "4 tokens end an answer" in caplog.text
+        assert "9 are left out" in caplog.text
+        assert read_checkpoint(tmp_path / "model.gguf").config.eos_token_id == (5, 7, 1)
+
     def test_progress_reaches_the_end(self, tmp_path, make_checkpoint):
         calls = []
         write_gguf(

@@ -44,6 +44,7 @@ _OTHER = {
 }
 # id of the token under each key; the first three may end an answer
 _EOS = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id")
+END_TOKENS = len(_EOS)
 _BOS, _PAD = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.padding_token_id"
 
 

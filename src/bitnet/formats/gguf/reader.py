@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from bitnet.config import ModelConfig
-from bitnet.errors import FormatError
+from bitnet.errors import FormatError, UnsupportedError
 from bitnet.formats.checkpoint import LLAMA3_END_OF_TURN, LLAMA3_VOCABULARY, Checkpoint
 from bitnet.formats.gguf.container import Container, StoredTensor, read_container
 from bitnet.formats.gguf.hyperparameters import architecture, read_config
 from bitnet.formats.gguf.i2_s_layout import check_layout
+from bitnet.formats.gguf.metadata import Metadata
 from bitnet.formats.gguf.tensor_names import SCALE, published_name
 from bitnet.formats.gguf.tensors import as_bfloat16, float_tensor, ternary_tensor
 from bitnet.formats.gguf.ternary_blocks import read_scale
@@ -33,6 +34,7 @@ def read_gguf(path: Path) -> Checkpoint:
         UnsupportedError: an architecture, tensor type or layout that is not read; the message names it.
     """
     container = read_container(path)
+    _refuse_parts(container.metadata)
     name = architecture(container.metadata)
     check_layout(container, name)
     config = read_config(container)
@@ -45,6 +47,15 @@ def read_gguf(path: Path) -> Checkpoint:
         _stop_tokens(config),
         lambda: read_tokenizer(container.metadata, config),
     )
+
+
+def _refuse_parts(metadata: Metadata) -> None:
+    parts = metadata.integer("split.count")
+    if parts is not None and parts > 1:
+        raise UnsupportedError(
+            f"{metadata.where}: is one of {parts} parts of a model; join them with llama.cpp's "
+            "`llama-gguf-split --merge`"
+        )
 
 
 def _tensors(container: Container, config: ModelConfig) -> dict[str, Tensor]:

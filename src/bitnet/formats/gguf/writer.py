@@ -6,6 +6,7 @@ an untied head become F16, Q8_0 or Q6_K.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from bitnet.formats.checkpoint import Checkpoint
 from bitnet.formats.gguf import float_blocks, ternary_blocks
 from bitnet.formats.gguf.block_types import F16, F32, I2_S, Q6_K, Q8_0, TQ1_0, TQ2_0, BlockType
 from bitnet.formats.gguf.container_writer import Planned, Writable, write_container
-from bitnet.formats.gguf.hyperparameters import write_config
+from bitnet.formats.gguf.hyperparameters import END_TOKENS, write_config
 from bitnet.formats.gguf.i2_s_layout import X86
 from bitnet.formats.gguf.tensor_names import gguf_name
 from bitnet.formats.gguf.tensors import QuantizedTensor
@@ -33,6 +34,8 @@ _EMBEDDING: dict[EmbeddingType, BlockType] = {"f16": F16, "q8_0": Q8_0, "q6_k": 
 _FILE_TYPE: dict[TernaryType, int] = {"i2_s": 40, "tq2_0": 37, "tq1_0": 36}
 _QUANTIZATION_VERSION = 2
 _CHUNK = 1 << 22  # elements of an embedding encoded at once
+
+_log = logging.getLogger(__name__)
 
 
 def write_gguf(
@@ -107,7 +110,16 @@ def _alternative(kind: BlockType) -> str:
 
 def _ends(checkpoint: Checkpoint) -> tuple[int, ...]:
     first = checkpoint.config.eos_token_id
-    return (*first, *sorted(checkpoint.stop_tokens - set(first)))
+    ends = (*first, *sorted(checkpoint.stop_tokens - set(first)))
+    if len(ends) > END_TOKENS:
+        _log.warning(
+            "%s: %d tokens end an answer, but GGUF has places for %d; %s are left out",
+            checkpoint.where,
+            len(ends),
+            END_TOKENS,
+            ", ".join(map(str, ends[END_TOKENS:])),
+        )
+    return ends
 
 
 def _blocks(
