@@ -66,10 +66,11 @@ def _plot_loss(rows: Sequence[Mapping[str, str]], path: Path) -> None:
         texts = list(dict.fromkeys(name.partition(":")[2] for name in names))
         for name in names:
             color = f"C{texts.index(name.partition(':')[2])}"
-            style = ":" if name.startswith("packed:") else "-"
+            line, marker = (":", "x") if name.startswith("packed:") else ("-", ".")
             label = name.replace("$", r"\$")  # or it would begin a formula
-            _line(right, rows, name, color=color, marker=".", linestyle=style, label=label)
-        right.legend(loc="upper right", fontsize="small")
+            _line(right, rows, name, color=color, marker=marker, linestyle=line, label=label)
+        if right.lines:  # a run that ends early has evaluated nothing
+            right.legend(loc="upper right", fontsize="small")
     _line(below, rows, "learning_rate", color="C0")
     below.set(xlabel="million tokens", ylabel="learning rate")
     decay = below.twinx()

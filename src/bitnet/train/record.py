@@ -53,6 +53,11 @@ class Record:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         _append(self._lines, json.dumps(finite) + "\n")
 
+    def rows(self) -> list[dict[str, float]]:
+        """What metrics.jsonl holds so far; values that are no number are left out."""
+        rows = [json.loads(line) for line in _whole_lines(self._lines)]
+        return [{name: value for name, value in row.items() if value is not None} for row in rows]
+
     def add_codes(self, step: int, layers: Mapping[str, tuple[float, float]]) -> None:
         """Zero fraction and flip rate of every layer; a rate that is not known yet stays empty."""
         rows = []

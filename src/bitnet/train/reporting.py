@@ -82,7 +82,8 @@ class Reporting:
             if report.tensorboard:
                 self._sinks.append(TensorBoard(self._directory, step))
             if report.wandb is not None:
-                self._sinks.append(WeightsAndBiases(self._directory, report.wandb, self._config.to_dict()))
+                rows, config = self._record.rows(), self._config.to_dict()
+                self._sinks.append(WeightsAndBiases(self._directory, report.wandb, config, rows))
         self._progress.start(step, steps)
         for text in notices:
             self.notice(text)

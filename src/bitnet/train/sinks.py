@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -52,35 +51,33 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of a W&B project; a resumed run continues the same one.
+    """A run of a W&B project; a resumed run continues the same one, whose id DIRECTORY/wandb-run.json holds.
 
-    W&B takes no step twice. DIRECTORY/wandb-run.json holds the run's id, its project and the last step that
-    was sent; steps which a resumed run repeats are not sent again.
+    W&B takes no step twice, so steps it has already are not sent again. What was logged shortly before a
+    process was killed never arrived (offline: nothing did), so a resumed run sends the recorded rows first.
 
+    Args:
+        rows: of the record, from the first step on.
     Raises:
         ResourceError: the package is not installed, or W&B refuses the run.
         FormatError: wandb-run.json is damaged.
     """
 
-    def __init__(self, directory: Path, project: str, config: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        project: str,
+        config: Mapping[str, Any],
+        rows: Iterable[Mapping[str, float]],
+    ) -> None:
         _require("wandb", "wandb")
         import wandb
 
-        self._state = directory / _WANDB_STATE
-        state = read_json_object(self._state) if self._state.exists() else {}
-        if state.get("project") != project:
-            state = {"id": uuid4().hex, "project": project, "step": 0}
-        identity, last = state.get("id"), state.get("step")
-        if not isinstance(identity, str) or type(last) is not int:
-            raise FormatError(
-                f"{self._state}: holds no id and step of a W&B run; remove it to go on as a new run there"
-            )
-        self._id, self._project, self._last = identity, project, last
         try:
             self._run = wandb.init(
                 project=project,
                 dir=str(directory),
-                id=self._id,
+                id=_run_id(directory / _WANDB_STATE, project),
                 name=directory.resolve().name,
                 resume="allow",
                 config=dict(config),
@@ -90,20 +87,27 @@ class WeightsAndBiases:
                 f"report.wandb: W&B cannot start a run in project {project!r} ({error}); `wandb login`, or "
                 "set WANDB_MODE=offline to keep it in the run's folder"
             ) from None
+        for row in rows:
+            self.add(int(row["step"]), row)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
-        if step <= self._last:
-            return
-        self._run.log(dict(values), step=step)
-        self._last = step
-        temporary = self._state.with_suffix(".tmp")
-        temporary.write_text(
-            json.dumps({"id": self._id, "project": self._project, "step": step}) + "\n", encoding="utf-8"
-        )
-        os.replace(temporary, self._state)
+        if step >= self._run.step:
+            self._run.log(dict(values), step=step)
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _run_id(path: Path, project: str) -> str:
+    """The id of this folder's run in a project, a new one at first; names of folders are not unique."""
+    state = read_json_object(path) if path.exists() else {}
+    if state.get("project") != project:
+        state = {"id": uuid4().hex, "project": project}
+        path.write_text(json.dumps(state) + "\n", encoding="utf-8")
+    identity = state.get("id")
+    if not isinstance(identity, str):
+        raise FormatError(f"{path}: holds no id of a W&B run; remove it to go on as a new run there")
+    return identity
 
 
 def _require(package: str, extra: str) -> None:

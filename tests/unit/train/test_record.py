@@ -39,6 +39,13 @@ def test_a_row_comes_back_as_it_was(tmp_path):
     ]
 
 
+def test_rows_are_what_a_row_held(tmp_path):
+    record = filled(tmp_path, [2])
+    record.add({"step": 3, "tokens": 3, "loss": math.nan})
+    (tmp_path / LINES).write_bytes((tmp_path / LINES).read_bytes() + b'{"step": 4, "to')
+    assert record.rows() == [{"step": 2, "tokens": 200, "loss": 0.5}, {"step": 3, "tokens": 3}]
+
+
 def test_what_is_no_number_stays_readable(tmp_path):
     record = Record(tmp_path, COLUMNS, 0)
     record.add({"step": 1, "tokens": 1, "loss": math.nan, "heldout:story": math.inf})

@@ -1,5 +1,6 @@
 """TensorBoard and W&B get every step once, resumed or not; what is missing is said."""
 
+import json
 import sys
 
 import pytest
@@ -16,7 +17,7 @@ def row(step, loss=1.5):
     ("package", "open_sink"),
     [
         ("tensorboard", lambda folder: TensorBoard(folder, 0)),
-        ("wandb", lambda folder: WeightsAndBiases(folder, "project", {})),
+        ("wandb", lambda folder: WeightsAndBiases(folder, "project", {}, [])),
     ],
 )
 def test_a_missing_package_is_named_with_its_remedy(tmp_path, monkeypatch, package, open_sink):
@@ -74,60 +75,71 @@ class TestWeightsAndBiases:
         return wandb
 
     @pytest.fixture
-    def sent(self, monkeypatch):
-        """W&B without W&B: what was asked of it, as (what, how)."""
+    def server(self, monkeypatch):
+        """W&B without W&B: what it was asked to start, and which rows arrived."""
         wandb = pytest.importorskip("wandb")
-        calls = []
+
+        class Server:
+            def __init__(self):
+                self.starts, self.rows, self.finished = [], {}, 0
+
+            def init(self, **options):
+                self.starts.append(options)
+                return Run(self, self.rows.setdefault(options["id"], []))
 
         class Run:
+            def __init__(self, server, rows):
+                self._server, self._rows = server, rows
+
+            @property
+            def step(self):
+                return self._rows[-1][0] + 1 if self._rows else 0
+
             def log(self, values, step):
-                calls.append((step, values))
+                assert step >= self.step, "W&B would drop this row"
+                self._rows.append((step, values["loss"]))
 
             def finish(self):
-                calls.append("finished")
+                self._server.finished += 1
 
-        def init(**options):
-            calls.append(options)
-            return Run()
-
-        monkeypatch.setattr(wandb, "init", init)
-        return calls
+        server = Server()
+        monkeypatch.setattr(wandb, "init", server.init)
+        return server
 
     def test_a_real_run_stays_in_the_folder(self, tmp_path, wandb):
-        sink = WeightsAndBiases(tmp_path, "stories", {"seed": 3})
-        sink.add(1, row(1))
+        sink = WeightsAndBiases(tmp_path, "stories", {"seed": 3}, [row(1), row(2)])
+        sink.add(2, row(2))
         sink.add(4, row(4))
         sink.close()
         (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
-        assert sink._id in file.name
+        assert json.loads((tmp_path / "wandb-run.json").read_text())["id"] in file.name
         content = file.read_bytes()
-        assert b"heldout:story" in content
         assert b"stories" in content
+        assert content.count(b"heldout:story") >= 3
 
-    def test_a_resumed_run_goes_on_under_its_id_and_sends_no_step_twice(self, tmp_path, sent):
-        first = WeightsAndBiases(tmp_path / ".", "stories", {})
-        for step in (2, 4, 6):
-            first.add(step, row(step))
-        resumed = WeightsAndBiases(tmp_path, "stories", {})  # from step 3, the first was killed
-        for step in (4, 6, 8):
-            resumed.add(step, row(step))
+    @pytest.mark.parametrize("arrived", [0, 4, 6, 10])
+    def test_a_resumed_run_goes_on_under_its_id_and_fills_the_gaps(self, tmp_path, server, arrived):
+        """Killed after step 10, saved at step 6; W&B has what had arrived by then."""
+        first = WeightsAndBiases(tmp_path / ".", "stories", {}, [])
+        for step in (2, 4, 6, 8, 10):
+            first.add(step, row(step, 8.0))
+        (arrivals,) = server.rows.values()
+        arrivals[:] = [(step, loss) for step, loss in arrivals if step <= arrived]
+        resumed = WeightsAndBiases(tmp_path, "stories", {}, [row(step, 8.0) for step in (2, 4, 6)])
+        for step in (8, 10, 12):
+            resumed.add(step, row(step, 8.0))
         resumed.close()
-        starts = [call for call in sent if isinstance(call, dict)]
-        assert starts[0]["id"] == starts[1]["id"]
-        assert {start["resume"] for start in starts} == {"allow"}
-        assert {start["name"] for start in starts} == {tmp_path.name}
-        assert [call[0] for call in sent if isinstance(call, tuple)] == [2, 4, 6, 8]
-        assert sent[-1] == "finished"
+        assert arrivals == [(step, 8.0) for step in (2, 4, 6, 8, 10, 12)]
+        assert len(server.rows) == server.finished == 1
+        assert {start["resume"] for start in server.starts} == {"allow"}
+        assert {start["name"] for start in server.starts} == {tmp_path.name}
 
-    def test_runs_of_one_folder_name_or_another_project_are_different(self, tmp_path, sent):
+    def test_runs_of_one_folder_name_or_another_project_are_different(self, tmp_path, server):
         for folder in ("a", "b"):
             (tmp_path / folder / "run").mkdir(parents=True)
-            sink = WeightsAndBiases(tmp_path / folder / "run", "stories", {})
-            sink.add(5, row(5))
-        moved = WeightsAndBiases(tmp_path / "a" / "run", "tales", {})
-        moved.add(3, row(3))
-        assert len({call["id"] for call in sent if isinstance(call, dict)}) == 3
-        assert sent[-1][0] == 3
+            WeightsAndBiases(tmp_path / folder / "run", "stories", {}, []).add(5, row(5))
+        WeightsAndBiases(tmp_path / "a" / "run", "tales", {}, [row(3)])
+        assert [[step for step, _ in rows] for rows in server.rows.values()] == [[5], [5], [3]]
 
     def test_a_refusal_of_wandb_is_the_machines_fault(self, tmp_path, wandb, monkeypatch):
         def refuse(**options):
@@ -135,13 +147,11 @@ class TestWeightsAndBiases:
 
         monkeypatch.setattr(wandb, "init", refuse)
         with pytest.raises(ResourceError, match=r"'stories'.*No API key.*WANDB_MODE=offline"):
-            WeightsAndBiases(tmp_path, "stories", {})
+            WeightsAndBiases(tmp_path, "stories", {}, [])
 
-    @pytest.mark.parametrize(
-        "content", ["", "[]", '{"id": 3, "project": "p", "step": 1}', '{"id": "a", "project": "p"}']
-    )
-    def test_a_damaged_state_is_refused_by_name(self, tmp_path, sent, content):
+    @pytest.mark.parametrize("content", ["", "[]", '{"id": 3, "project": "p"}', '{"project": "p"}'])
+    def test_a_damaged_state_is_refused_by_name(self, tmp_path, server, content):
         (tmp_path / "wandb-run.json").write_text(content)
         with pytest.raises(FormatError, match=r"wandb-run\.json"):
-            WeightsAndBiases(tmp_path, "p", {})
-        assert sent == []
+            WeightsAndBiases(tmp_path, "p", {}, [])
+        assert server.starts == []
