@@ -191,7 +191,9 @@ def test_edited_data(place, byte):
     survives(WHOLE[:place] + bytes([byte]) + WHOLE[place + 1 :])
 
 
-texts = st.text(max_size=4) | st.sampled_from(["a", "b", "ab", "a b", "<x>", "Ġ", " "])
+texts = st.text(max_size=4) | st.sampled_from(
+    ["a", "b", "ab", "a b", "<x>", "Ġ", " ", ":", "$A", "a:1", "bos"]
+)
 vocabulary_keys = st.fixed_dictionaries(
     {},
     optional={
@@ -208,6 +210,9 @@ vocabulary_keys = st.fixed_dictionaries(
 
 
 @given(vocabulary_keys, st.booleans())
+@example({"tokens": [":"], "merges": [], "bos_token_id": 0}, True)  # a token's text that means something
+@example({"tokens": ["$A"], "merges": [], "bos_token_id": 0, "token_type": Int32Array([3])}, True)
+@example({"tokens": ["a"], "merges": [], "bos_token_id": 0, "token_type": Int32Array([5])}, True)
 def test_random_vocabularies(keys, sound_model):
     """Read from a file that holds nothing else; a usable one is taken by the tokenizers library."""
     from bitnet.tokenizer import Tokenizer

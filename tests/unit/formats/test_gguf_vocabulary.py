@@ -9,6 +9,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from bitnet.config import PRESETS, ModelConfig
 from bitnet.errors import BitnetError, FormatError, UnsupportedError
+from bitnet.formats.gguf.container_writer import Int32Array
 from bitnet.formats.gguf.metadata import Metadata
 from bitnet.formats.gguf.vocabulary import LLAMA3_PATTERN, read_tokenizer, write_tokenizer
 from bitnet.load import embedded_model
@@ -131,6 +132,14 @@ def test_no_bos():
     assert silent.settings["add_bos_token"] is False  # llama.cpp's default for GPT-2's kind
 
 
+@pytest.mark.parametrize("name", [":", "$A", "a:1", "$", "bos"])
+def test_beginnings_of_any_spelling(name):
+    core = train(False, True, extra=[AddedToken(name, special=True, normalized=False)])
+    files = through_gguf(core, **{"tokenizer.ggml.bos_token_id": core.token_to_id(name)})
+    found = OurTokenizer.from_json(files.tokenizer_json, files.settings)
+    assert found.encode("the cat")[0] == found.bos_token_id == core.token_to_id(name)
+
+
 def test_ids_without_a_token_are_filled_and_left_out_again():
     core = train(False, True, extra=["[PAD330]"])
     keys = write_tokenizer(core.to_str(), 340, True, None, "here")
@@ -173,6 +182,7 @@ GOOD = {
         ({"merges": ["a b"] * 9}, FormatError, "merges has 9 entries; at most 7"),
         ({"merges": None}, BitnetError, "merges is missing"),
         ({"bos_token_id": 4}, FormatError, "bos_token_id is 4"),
+        ({"bos_token_id": 3, "token_type": Int32Array([1, 1, 1, 5])}, FormatError, "marked as unused"),
         ({"token_type": "x"}, BitnetError, "token_type is 'x'"),
         ({"add_bos_token": 1}, BitnetError, "add_bos_token is 1"),
     ],

@@ -71,15 +71,17 @@ def read_tokenizer(metadata: Metadata, config: ModelConfig) -> TokenizerFiles | 
         if token is not None:
             if not 0 <= token < len(tokens):
                 raise FormatError(f"{metadata.where}: {_KEY}{key} is {token}; there are {len(tokens)} tokens")
+            if core.token_to_id(tokens[token]) is None:
+                raise FormatError(f"{metadata.where}: {_KEY}{key} is {token}, which is marked as unused")
             settings[name] = tokens[token]
     add_bos = metadata.boolean(f"{_KEY}add_bos_token")
     # llama.cpp puts one before every text in Llama 3's kind, unless it is told not to
     settings["add_bos_token"] = _PRE[stated] == _LLAMA3 if add_bos is None else add_bos
     if settings["add_bos_token"] and "bos_token" in settings:
+        # by a name of our own: the library reads a meaning into ":" and "$" in a token's text
         begin = settings["bos_token"]
-        core.post_processor = processors.TemplateProcessing(
-            single=[begin, "$A"], special_tokens=[(begin, core.token_to_id(begin))]
-        )
+        named = {"id": "bos", "ids": [core.token_to_id(begin)], "tokens": [begin]}
+        core.post_processor = processors.TemplateProcessing(single=["bos", "$A"], special_tokens=[named])
     template = _read_template(metadata, config)
     if template is not None:
         settings["chat_template"] = template
