@@ -164,15 +164,11 @@ class Engine {
     return std::make_unique<bitnet::KvCache>(config, max_tokens);
   }
 
-  nb::ndarray<nb::numpy, float> forward(const std::vector<std::pair<bitnet::KvCache*, Ids>>& batch,
-                                        bool all_logits) {
-    std::vector<bitnet::Sequence> sequences;
-    std::size_t rows = 0;
-    for (const auto& [cache, ids] : batch) {
-      require(cache != nullptr, "a batch entry without a cache");
-      sequences.push_back({cache, ids.data(), ids.shape(0)});
-      rows += all_logits ? ids.shape(0) : 1;
-    }
+  using Batch = std::vector<std::pair<bitnet::KvCache*, Ids>>;
+
+  nb::ndarray<nb::numpy, float> forward(const Batch& batch, bool all_logits) {
+    const std::vector<bitnet::Sequence> sequences = read_batch(batch);
+    const std::size_t rows = all_logits ? count_ids(sequences) : sequences.size();
     const std::size_t vocab = transformer_->config().vocab_size;
     std::unique_ptr<float[]> logits(new float[rows * vocab]);
     {
@@ -180,6 +176,17 @@ class Engine {
       transformer_->forward(sequences, all_logits, logits.get());
     }
     return new_array(std::move(logits), {rows, vocab});
+  }
+
+  nb::ndarray<nb::numpy, float> hidden_states(const Batch& batch) {
+    const std::vector<bitnet::Sequence> sequences = read_batch(batch);
+    const std::size_t rows = count_ids(sequences), width = transformer_->config().hidden_size;
+    std::unique_ptr<float[]> hidden(new float[rows * width]);
+    {
+      const nb::gil_scoped_release release;
+      transformer_->hidden_states(sequences, hidden.get());
+    }
+    return new_array(std::move(hidden), {rows, width});
   }
 
   // Seconds by part since the model was loaded.
@@ -203,6 +210,21 @@ class Engine {
   std::size_t threads() const { return transformer_->threads(); }
 
  private:
+  static std::vector<bitnet::Sequence> read_batch(const Batch& batch) {
+    std::vector<bitnet::Sequence> sequences;
+    for (const auto& [cache, ids] : batch) {
+      require(cache != nullptr, "a batch entry without a cache");
+      sequences.push_back({cache, ids.data(), ids.shape(0)});
+    }
+    return sequences;
+  }
+
+  static std::size_t count_ids(const std::vector<bitnet::Sequence>& sequences) {
+    std::size_t count = 0;
+    for (const bitnet::Sequence& sequence : sequences) count += sequence.count;
+    return count;
+  }
+
   nb::object embedding_, head_;
   std::unique_ptr<bitnet::Transformer> transformer_;
 };
@@ -288,6 +310,7 @@ NB_MODULE(_core, m) {
            "final_norm"_a, "rope_cos"_a, "rope_sin"_a, "layers"_a, "threads"_a, "isa"_a)
       .def("new_cache", &Engine::new_cache, "max_tokens"_a)
       .def("forward", &Engine::forward, "batch"_a, "all_logits"_a)
+      .def("hidden_states", &Engine::hidden_states, "batch"_a)
       .def("profile", &Engine::profile)
       .def("live_shares", &Engine::live_shares)
       .def_prop_ro("isa", &Engine::isa)

@@ -43,29 +43,38 @@ void Transformer::check(const std::vector<Sequence>& batch) const {
 }
 
 void Transformer::forward(const std::vector<Sequence>& batch, bool all_logits, float* logits) {
+  run(batch, all_logits ? Output::all_logits : Output::last_logits, logits);
+}
+
+void Transformer::hidden_states(const std::vector<Sequence>& batch, float* hidden) {
+  run(batch, Output::hidden_states, hidden);
+}
+
+void Transformer::run(const std::vector<Sequence>& batch, Output output, float* out) {
+  const std::size_t width = output == Output::hidden_states ? config_.hidden_size : config_.vocab_size;
   const std::lock_guard<std::mutex> lock(mutex_);
   check(batch);
   std::vector<Row> rows;
-  std::vector<float*> outputs;  // where the row's logits go, null where nobody asked
+  std::vector<float*> outputs;  // where the row's result goes, null where nobody asked
   for (const Sequence& sequence : batch) {
     for (std::size_t i = 0; i < sequence.count; ++i) {
-      const bool wanted = all_logits || i + 1 == sequence.count;
+      const bool wanted = output != Output::last_logits || i + 1 == sequence.count;
       rows.push_back({sequence.cache, sequence.cache->length() + i, sequence.ids[i]});
-      outputs.push_back(wanted ? logits : nullptr);
-      if (wanted) logits += config_.vocab_size;
+      outputs.push_back(wanted ? out : nullptr);
+      if (wanted) out += width;
     }
   }
   for (std::size_t first = 0; first < rows.size(); first += kRoundRows) {
     const auto from = static_cast<std::ptrdiff_t>(first);
     const auto to = static_cast<std::ptrdiff_t>(std::min(first + kRoundRows, rows.size()));
     run_chunk({rows.begin() + from, rows.begin() + to}, {outputs.begin() + from, outputs.begin() + to},
-              all_logits);
+              output);
   }
   for (const Sequence& sequence : batch)
     sequence.cache->set_length(sequence.cache->length() + sequence.count);
 }
 
-void Transformer::run_chunk(const std::vector<Row>& rows, const std::vector<float*>& outputs, bool exact) {
+void Transformer::run_chunk(const std::vector<Row>& rows, const std::vector<float*>& outputs, Output output) {
   const std::size_t width = config_.hidden_size;
   workspace_.reserve(config_, rows.size(), pool_.threads());
   float* hidden = hidden_.reserve(rows.size() * width);
@@ -76,6 +85,12 @@ void Transformer::run_chunk(const std::vector<Row>& rows, const std::vector<floa
   for (std::size_t layer = 0; layer < weights_.layers.size(); ++layer) {
     run_attention(context, weights_, layer, hidden);
     run_feed_forward(context, weights_.layers[layer], hidden);
+  }
+  if (output == Output::hidden_states) {
+    for (std::size_t row = 0; row < rows.size(); ++row)
+      kernels_.rms_norm(hidden + row * width, weights_.final_norm.data(), width, config_.rms_norm_eps,
+                        outputs[row]);
+    return;
   }
   // Wanted rows are packed at the front: a row never moves to a later place, so none is overwritten. Their
   // logits lie one behind the other, too.
@@ -90,7 +105,7 @@ void Transformer::run_chunk(const std::vector<Row>& rows, const std::vector<floa
   }
   if (count == 0) return;
   const Profile::Scope scope(profile_, Part::head);
-  if (shortlist_ != nullptr && !exact)
+  if (shortlist_ != nullptr && output == Output::last_logits)
     shortlist_->run(kernels_, pool_, weights_.head, hidden, count, logits);
   else
     run_full_head(config_, kernels_, pool_, weights_.head, hidden, count, logits);

@@ -35,9 +35,15 @@ class Transformer {
   // cache; nothing is appended then.
   void forward(const std::vector<Sequence>& batch, bool all_logits, float* logits);
 
+  // The same without the head: hidden is float32, [sum of counts][hidden_size], every token's final norm.
+  void hidden_states(const std::vector<Sequence>& batch, float* hidden);
+
  private:
+  enum class Output { hidden_states, all_logits, last_logits };
+
   void check(const std::vector<Sequence>& batch) const;
-  void run_chunk(const std::vector<Row>& rows, const std::vector<float*>& outputs, bool exact);
+  void run(const std::vector<Sequence>& batch, Output output, float* out);
+  void run_chunk(const std::vector<Row>& rows, const std::vector<float*>& outputs, Output output);
 
   Config config_;
   const Kernels& kernels_;

@@ -5,6 +5,12 @@
     for piece in bitnet.stream(model, "Once upon a time"):
         print(piece, end="")
 
+    load_model        a folder, a GGUF file, a Hub id or nothing -> a model
+    generate, stream  continue a text, whole or piece by piece
+    chat, Chat        answer a conversation; keep one going
+    score             log-likelihoods of continuations
+    embed             one vector a text
+
 Names are imported when they are first used: `import bitnet` alone stays quick.
 """
 
@@ -23,7 +29,10 @@ if TYPE_CHECKING:
         ResourceError,
         UnsupportedError,
     )
-    from bitnet.generate import Generation, SamplingParams, generate, stream
+    from bitnet.evaluate.scoring import Score, score
+    from bitnet.generate import Chat, Generation, SamplingParams, generate, stream
+    from bitnet.generate.chat import chat
+    from bitnet.generate.embedding import embed
     from bitnet.load import load_model
 
     __version__: str
@@ -36,6 +45,11 @@ _HOME = {
     "InputError": "bitnet.errors",
     "ResourceError": "bitnet.errors",
     "UnsupportedError": "bitnet.errors",
+    "Score": "bitnet.evaluate.scoring",
+    "score": "bitnet.evaluate.scoring",
+    "Chat": "bitnet.generate",
+    "chat": "bitnet.generate.chat",
+    "embed": "bitnet.generate.embedding",
     "Generation": "bitnet.generate",
     "SamplingParams": "bitnet.generate",
     "generate": "bitnet.generate",
@@ -45,6 +59,7 @@ _HOME = {
 
 __all__ = [
     "BitnetError",
+    "Chat",
     "ConfigError",
     "FormatError",
     "Generation",
@@ -52,10 +67,14 @@ __all__ = [
     "ModelConfig",
     "ResourceError",
     "SamplingParams",
+    "Score",
     "UnsupportedError",
     "__version__",
+    "chat",
+    "embed",
     "generate",
     "load_model",
+    "score",
     "stream",
 ]
 

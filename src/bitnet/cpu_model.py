@@ -161,13 +161,7 @@ class CpuModel:
     def forward(
         self, batch: Sequence[tuple[Cache, Sequence[int]]], all_logits: bool = False
     ) -> list[NDArray[np.float32]]:
-        entries = []
-        for cache, ids in batch:
-            if not isinstance(cache, CpuCache):
-                raise InputError(
-                    f"a {type(cache).__name__} came with the cpu engine; use this model's new_cache"
-                )
-            entries.append((cache.core, _ids(ids, self.config.vocab_size)))
+        entries = self._entries(batch)
         if not entries:
             return []
         try:
@@ -176,8 +170,28 @@ class CpuModel:
             raise InputError(str(error)) from None
         if not all_logits:
             return list(logits)
-        ends = np.cumsum([len(ids) for _, ids in entries])
-        return np.split(logits, ends[:-1])
+        return _split(logits, entries)
+
+    def hidden_states(self, batch: Sequence[tuple[Cache, Sequence[int]]]) -> list[NDArray[np.float32]]:
+        entries = self._entries(batch)
+        if not entries:
+            return []
+        try:
+            return _split(self._engine.hidden_states(batch=entries), entries)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def _entries(
+        self, batch: Sequence[tuple[Cache, Sequence[int]]]
+    ) -> list[tuple[_core.KvCache, NDArray[np.int32]]]:
+        entries = []
+        for cache, ids in batch:
+            if not isinstance(cache, CpuCache):
+                raise InputError(
+                    f"a {type(cache).__name__} came with the cpu engine; use this model's new_cache"
+                )
+            entries.append((cache.core, _ids(ids, self.config.vocab_size)))
+        return entries
 
 
 def rope_tables(config: ModelConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -224,6 +238,14 @@ def _table(tensor: Tensor) -> NDArray[np.uint16] | NDArray[np.float32]:
     """bfloat16 bits in place, anything else widened; aligned, which a file does not promise."""
     data = tensor.data if tensor.dtype == "BF16" else tensor.float32()
     return np.require(data, requirements=["C", "A"])
+
+
+def _split(
+    rows: NDArray[np.float32], entries: Sequence[tuple[_core.KvCache, NDArray[np.int32]]]
+) -> list[NDArray[np.float32]]:
+    """What each sequence gets of an array with a row a token."""
+    ends = np.cumsum([len(ids) for _, ids in entries])
+    return np.split(rows, ends[:-1])
 
 
 def _ids(ids: Sequence[int], vocab_size: int) -> NDArray[np.int32]:

@@ -59,15 +59,25 @@ class TorchModel:
         self, batch: Sequence[tuple[Cache, Sequence[int]]], all_logits: bool = False
     ) -> list[NDArray[np.float32]]:
         """As `Model.forward`; the whole batch is checked before anything runs."""
-        checked = [self._check(cache, ids) for cache, ids in batch]
-        if len({id(cache) for cache, _ in checked}) < len(checked):
-            raise InputError("a cache stands twice in one batch; give each sequence its own")
         results = []
         with torch.inference_mode():
-            for cache, ids in checked:
+            for cache, ids in self._checked(batch):
                 logits = self.transformer(ids, cache, last_only=not all_logits)[0]
                 results.append((logits if all_logits else logits[0]).numpy())
         return results
+
+    def hidden_states(self, batch: Sequence[tuple[Cache, Sequence[int]]]) -> list[NDArray[np.float32]]:
+        """As `Model.hidden_states`; the whole batch is checked before anything runs."""
+        with torch.inference_mode():
+            return [self.transformer.model(ids, cache)[0].numpy() for cache, ids in self._checked(batch)]
+
+    def _checked(
+        self, batch: Sequence[tuple[Cache, Sequence[int]]]
+    ) -> list[tuple[KeyValueCache, torch.Tensor]]:
+        checked = [self._check(cache, ids) for cache, ids in batch]
+        if len({id(cache) for cache, _ in checked}) < len(checked):
+            raise InputError("a cache stands twice in one batch; give each sequence its own")
+        return checked
 
     def _check(self, cache: Cache, ids: Sequence[int]) -> tuple[KeyValueCache, torch.Tensor]:
         """One sequence's cache and its ids as int64 (1, new)."""

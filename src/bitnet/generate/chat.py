@@ -7,8 +7,10 @@ conversation is encoded anew, and the cache is cut where the ids begin to differ
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from bitnet.errors import InputError, UnsupportedError
-from bitnet.generate.loop import Stream
+from bitnet.generate.loop import Generation, Stream
 from bitnet.generate.model import Model
 from bitnet.generate.sampling import SamplingParams
 from bitnet.tokenizer import RenderedChat
@@ -97,3 +99,32 @@ class Chat:
         held = self._prompt + (list(self._answer.ids) if self._answer is not None else [])
         pairs = zip(held[: self._cache.length], ids[:-1], strict=False)
         return next((n for n, (a, b) in enumerate(pairs) if a != b), min(self._cache.length, len(ids) - 1))
+
+
+def chat(
+    model: Model,
+    messages: str | Sequence[Mapping[str, str]],
+    params: SamplingParams | None = None,
+    *,
+    system: str | None = None,
+) -> Generation:
+    """The answer to a conversation. `Chat` keeps one going without running it anew each turn.
+
+    Args:
+        messages: a question, or {"role": "system" | "user" | "assistant", "content": text}, oldest first.
+            Control tokens in contents are plain text.
+        params: sampling and limits; None takes the defaults.
+        system: a system prompt to put first.
+    Raises:
+        UnsupportedError: the model has no tokenizer or no chat template.
+        InputError: the messages are malformed, refused by the template, or too long for the context.
+    """
+    if model.tokenizer is None:
+        raise UnsupportedError("the model has no tokenizer.json, so it cannot chat; use `generate` with ids")
+    turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+    if system is not None:
+        turns = [{"role": "system", "content": system}, *turns]
+    running = Stream(model, model.tokenizer.chat(turns), params or SamplingParams())
+    for _ in running:
+        pass
+    return running.result

@@ -74,3 +74,13 @@ class Model(Protocol):
                 Nothing was appended then.
         """
         ...
+
+    def hidden_states(self, batch: Sequence[tuple[Cache, Sequence[int]]]) -> list[NDArray[np.float32]]:
+        """`forward` without the head: what the last layer's norm gives for every new token.
+
+        Returns:
+            float32, one array a sequence: (len(ids), hidden_size). The logits are its product with the head.
+        Raises:
+            InputError: as `forward`.
+        """
+        ...

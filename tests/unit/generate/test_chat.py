@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+import bitnet
 from bitnet.errors import InputError, UnsupportedError
 from bitnet.generate import Chat, SamplingParams
 
@@ -120,3 +121,32 @@ def test_a_conversation_beyond_the_context_is_refused_and_stays(toy):
 def test_a_model_without_a_template_cannot_chat(toy):
     with pytest.raises(UnsupportedError, match="no chat template"):
         Chat(toy(with_tokenizer=False))
+
+
+def test_one_answer_to_a_conversation(toy, tokenizer):
+    model = toy(context=200)
+    say(model, tokenizer, "yes")
+    found = bitnet.chat(model, "one?", GREEDY, system="short")
+    assert (found.text, found.stop_reason) == ("yes", "stop_token")
+    prompt = "<bos>system: short<turn>user: one?<turn>assistant: "
+    assert found.prompt_tokens == len(tokenizer.encode(prompt, special=True))
+
+
+def test_a_conversation_gets_the_answer_of_a_kept_one(toy):
+    kept = Chat(toy(answer="no", context=200))
+    first = "".join(kept.send("one?", GREEDY))
+    second = "".join(kept.send("two?", SamplingParams(temperature=0, max_tokens=5)))
+    turns = [
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "two?"},
+    ]
+    assert bitnet.chat(toy(context=200), turns, SamplingParams(temperature=0, max_tokens=5)).text == second
+    assert len(turns) == 3
+
+
+def test_conversations_that_are_refused(toy):
+    with pytest.raises(UnsupportedError, match="cannot chat"):
+        bitnet.chat(toy(with_tokenizer=False), "one?")
+    with pytest.raises(InputError, match="the model's context holds 64"):
+        bitnet.chat(toy(), "one? " * 30)
