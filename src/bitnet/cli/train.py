@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -56,7 +56,9 @@ def train(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", "-t", metavar="N", rich_help_panel=_RUN, help="CPU threads a process."),
+        typer.Option(
+            "--threads", "-t", min=1, metavar="N", rich_help_panel=_RUN, help="CPU threads a process."
+        ),
     ] = None,
     preset: Annotated[
         str | None, typer.Option(rich_help_panel=_SHORT, help="model.preset, the model's shape.")
@@ -119,6 +121,11 @@ def train(
         if export is not None:
             _export(out, export, export_format, parallel)
         elif resume:
+            if config is not None or tokenizer is not None:
+                raise InputError(
+                    f"--resume takes configuration and tokenizer from {out}; leave the others out, and "
+                    "change single values by --set"
+                )
             _run(out, None, changes, tokenizer, parallel)
         else:
             _run(out, _values(config, out, resume, changes), (), tokenizer, parallel)
@@ -151,7 +158,8 @@ def _short_forms(
 
 def _values(config: Path | None, out: Path | None, resume: bool, changes: list[str]) -> dict[str, Any]:
     """The plain configuration of a new run, or with `resume` of an old one."""
-    from bitnet.train.config import CONFIG_FILE, override, read_yaml
+    from bitnet.train.config import CONFIG_FILE
+    from bitnet.train.yaml_file import override, read_yaml
 
     if resume and out is not None:
         config = out / CONFIG_FILE
@@ -175,8 +183,10 @@ def _run(
     if values is None:
         trainer = Trainer.resume(out, changes, parallel)
     else:
-        resolved, vocabulary, initial = _prepare(values, tokenizer)
-        trainer = Trainer.create(out, resolved, vocabulary, parallel, initial)
+        start = _prepare(values, tokenizer, parallel)
+        trainer = Trainer.create(
+            out, start.config, start.tokenizer, parallel, start.initial, start.chat_template
+        )
     if not trainer.run():
         if parallel.first:
             print(f"stopped at step {trainer.step} of {trainer.schedule.steps}; add --resume to continue")
@@ -186,11 +196,10 @@ def _run(
 
 
 def _export(out: Path, directory: Path, form: str, parallel: Parallel) -> None:
-    from bitnet.train.checkpointing import saved_steps
     from bitnet.train.trainer import Trainer
 
     trainer = Trainer.resume(out, (), parallel)
-    if not saved_steps(out):
+    if trainer.step == 0:
         raise InputError(f"{out}: has no checkpoint yet; there is nothing to export")
     trainer.export(directory, "offline" if form == "packed" else "online")
     if parallel.first:
@@ -219,45 +228,57 @@ def _plot(values: dict[str, Any], path: Path) -> None:
     print(f"{path}: {schedule.steps} steps")
 
 
-def _prepare(
-    values: dict[str, Any], tokenizer_file: Path | None
-) -> tuple[TrainingConfig, Tokenizer, Checkpoint | None]:
+@dataclass(frozen=True)
+class _Start:
+    """What a new run is made of."""
+
+    config: TrainingConfig
+    tokenizer: Tokenizer
+    chat_template: str | None
+    initial: Checkpoint | None
+
+
+def _prepare(values: dict[str, Any], tokenizer_file: Path | None, parallel: Parallel) -> _Start:
     """Resolve what a new run leaves open: shape and tokenizer of a checkpoint, vocabulary of the data."""
     from bitnet.formats.checkpoint import read_checkpoint
     from bitnet.train.config import TrainingConfig
     from bitnet.train.masters import masters_config
+    from bitnet.train.tokenizer import id_bound, load_tokenizer, read_chat_template, separator_ids
 
     initial = None
     if values.get("initial") is not None:
         initial = read_checkpoint(str(values["initial"]))
         values.setdefault("model", masters_config(initial).to_dict())
-    explicit_size = "vocab_size" in (values.get("model") or {})
     config = TrainingConfig.from_dict(values)
-    vocabulary = _tokenizer(config, tokenizer_file, initial)
+    source = _tokenizer_source(config, tokenizer_file, initial)
+    if source is None:
+        tokenizer, template = _learn_tokenizer(config, parallel), None
+    else:
+        tokenizer = load_tokenizer(source)
+        template = read_chat_template(source if source.is_dir() else source.parent)
     if initial is None:
-        end = _separator(vocabulary)
-        size = config.model.vocab_size if explicit_size else vocabulary.get_vocab_size()
-        model = replace(config.model, vocab_size=size, bos_token_id=end, eos_token_id=(end,))
+        separator = separator_ids(tokenizer)
+        size = config.model.vocab_size if "vocab_size" in values["model"] else id_bound(tokenizer)
+        model = replace(
+            config.model, vocab_size=size, bos_token_id=separator[-1], eos_token_id=(separator[0],)
+        )
         config = replace(config, model=model)
-    return config, vocabulary, initial
+    return _Start(config, tokenizer, template, initial)
 
 
-def _tokenizer(config: TrainingConfig, file: Path | None, initial: Checkpoint | None) -> Tokenizer:
-    """The one given; else the checkpoint's, the prepared data's, or one trained on the texts."""
-    from bitnet.train.tokenizer import load_tokenizer, train_tokenizer
-
-    sources = [Path(source.path) for source in config.data.sources]
-    prepared = [path for path in sources if path.is_dir()]
-    if file is not None:
-        return load_tokenizer(file)
-    if initial is not None and initial.directory is not None:
-        return load_tokenizer(initial.directory)
-    if prepared:
-        return load_tokenizer(prepared[0])
-    return train_tokenizer(config.data.sources, config.model.vocab_size, config.seed)
+def _tokenizer_source(config: TrainingConfig, file: Path | None, initial: Checkpoint | None) -> Path | None:
+    """The file given; else the checkpoint's or the prepared data's folder; None: one must be learned."""
+    prepared = [Path(source.path) for source in config.data.sources if Path(source.path).is_dir()]
+    checkpoint = initial.directory if initial is not None else None
+    return file or checkpoint or (prepared[0] if prepared else None)
 
 
-def _separator(tokenizer: Tokenizer) -> int:
-    from bitnet.train.tokenizer import separator_id
+def _learn_tokenizer(config: TrainingConfig, parallel: Parallel) -> Tokenizer:
+    from tokenizers import Tokenizer
 
-    return separator_id(tokenizer)
+    from bitnet.train.tokenizer import train_tokenizer
+
+    size = config.model.vocab_size
+    learned = parallel.from_first(lambda: train_tokenizer(config.data.sources, size, config.seed).to_str())
+    tokenizer: Tokenizer = Tokenizer.from_str(learned)
+    return tokenizer

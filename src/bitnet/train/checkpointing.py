@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from bitnet.errors import FormatError, ResourceError
 from bitnet.json_file import read_json_object
 from bitnet.nn import Transformer
-from bitnet.train.parallel import Parallel
+from bitnet.train.parallel import Parallel, is_lost_peer
 
 FOLDER, FACTS_FILE = "checkpoints", "run.json"
 
@@ -53,22 +53,32 @@ def save_state(
     final = directory / FOLDER / f"step-{step:08d}"
     temporary = final.with_name(f".{final.name}.tmp")
     with _disk_errors(final, temporary, parallel):
-        if parallel.first:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-        parallel.wait()
+        parallel.from_first(lambda: _make_empty(temporary))
         weights, moments = get_state_dict(model, optimizer)
         state = {"model": weights, "optimizer": moments}
         with _alone(parallel):
             save(state, checkpoint_id=temporary, no_dist=parallel.world == 1)
-        if parallel.first:
-            text = json.dumps({"step": step} | facts, indent=1) + "\n"
-            (temporary / FACTS_FILE).write_text(text, encoding="utf-8")
-            shutil.rmtree(final, ignore_errors=True)
-            os.replace(temporary, final)
-            for old in saved_steps(directory)[:-keep]:
-                shutil.rmtree(directory / FOLDER / f"step-{old:08d}")
-        parallel.wait()
+        parallel.from_first(lambda: _finish(temporary, final, {"step": step} | facts))
+    if parallel.first:
+        for old in saved_steps(directory)[:-keep]:
+            shutil.rmtree(directory / FOLDER / f"step-{old:08d}", ignore_errors=True)
+
+
+def _make_empty(temporary: Path) -> None:
+    """A new folder; what a killed process left behind goes."""
+    for stale in temporary.parent.glob(".step-*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary.mkdir(parents=True)
+
+
+def _finish(temporary: Path, final: Path, facts: dict[str, Any]) -> None:
+    """Add `run.json` and give the folder its name."""
+    with (temporary / FACTS_FILE).open("w", encoding="utf-8") as file:
+        file.write(json.dumps(facts, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())  # PyTorch does so with its files; the name must not outlive the content
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
 
 
 @contextmanager
@@ -87,6 +97,8 @@ def _disk_errors(final: Path, temporary: Path, parallel: Parallel) -> Iterator[N
     except (OSError, CheckpointException, RuntimeError) as error:
         if parallel.first:
             shutil.rmtree(temporary, ignore_errors=True)
+        if is_lost_peer(error):
+            raise
         reason = " ".join(str(error).split())[-300:]
         raise ResourceError(
             f"{final}: cannot be written ({reason}); free disk space, then --resume goes on from the last "
@@ -97,7 +109,7 @@ def _disk_errors(final: Path, temporary: Path, parallel: Parallel) -> Iterator[N
 def saved_steps(directory: Path) -> list[int]:
     """The steps whose checkpoints are whole, rising."""
     folders = (directory / FOLDER).glob("step-*")
-    return sorted(int(path.name[5:]) for path in folders if path.name[5:].isdigit())
+    return sorted(int(path.name[5:]) for path in folders if path.name[5:].isdecimal())
 
 
 def load_state(
@@ -124,8 +136,10 @@ def load_state(
         with _alone(parallel):
             load(state, checkpoint_id=path, no_dist=parallel.world == 1)
         set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=moments)
-    # a damaged file fails in the unpickler, in zip or in the planner, each with its own exception
-    except (CheckpointException, OSError, RuntimeError, ValueError, KeyError, EOFError, TypeError) as error:
+    # a damaged file fails in the unpickler, in zip or in the planner, each with exceptions of its own
+    except (CheckpointException, Exception) as error:
+        if isinstance(error, MemoryError) or is_lost_peer(error):
+            raise
         older = f"; remove it to go on from step {steps[-2]}" if len(steps) > 1 else ""
         reason = " ".join(str(error).split())[-300:]
         raise FormatError(f"{path}: damaged, or of another model ({reason}){older}") from None

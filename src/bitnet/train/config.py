@@ -7,9 +7,10 @@ change no old run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
+from reprlib import Repr
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -17,7 +18,8 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAd
 from pydantic.dataclasses import dataclass
 
 from bitnet.config import ModelConfig, QuantizationConfig, preset
-from bitnet.errors import BitnetError, ConfigError, FormatError
+from bitnet.errors import BitnetError, ConfigError
+from bitnet.train.yaml_file import read_yaml
 
 CONFIG_FILE = "training.yaml"
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -25,9 +27,13 @@ RateRecipe = Literal["two-stage-linear", "two-stage-cosine", "linear", "cosine",
 DecayRecipe = Literal["two-stage", "two-stage-cosine", "constant"]
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-_Count = Annotated[int, Field(ge=1)]
+_MOST = 10**15  # beyond it floats no longer tell steps apart
+_Count = Annotated[int, Field(ge=1, le=_MOST)]
+_Length = Annotated[int, Field(ge=0, le=_MOST)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(gt=0, le=1)]
+_Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _model(value: object) -> ModelConfig:
@@ -116,8 +122,8 @@ class Stage:
     """
 
     until: _Share
-    start: float
-    end: float
+    start: _Amount
+    end: _Amount
     shape: Literal["linear", "cosine"] = "linear"
     begin: Annotated[float, Field(ge=0, lt=1)] | None = None
     finish: _Share | None = None
@@ -136,7 +142,7 @@ class LearningRateConfig:
     recipe: RateRecipe = "two-stage-linear"
     peak: _Positive = 1.5e-3
     second_peak: _Positive | None = None
-    warmup: Annotated[int, Field(ge=0)] = 100
+    warmup: _Length = 100
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -164,8 +170,8 @@ class ScheduleConfig:
     unit: Literal["steps", "tokens"] = "steps"
     learning_rate: LearningRateConfig = field(default_factory=LearningRateConfig)
     weight_decay: WeightDecayConfig = field(default_factory=WeightDecayConfig)
-    switch: _Share = 0.5
-    quantizer_warmup: Annotated[int, Field(ge=0)] = 0
+    switch: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    quantizer_warmup: _Length = 0
     quantized: bool = True
     activation_bits: Literal[8, 16] = 8
     curves: dict[Literal["learning_rate", "weight_decay", "quantizer_strength"], tuple[Stage, ...]] = field(
@@ -177,7 +183,7 @@ class ScheduleConfig:
 class OptimizerConfig:
     """AdamW's constants and the largest norm a step's gradient keeps."""
 
-    betas: tuple[_Share, _Share] = (0.9, 0.95)
+    betas: tuple[_Momentum, _Momentum] = (0.9, 0.95)
     eps: _Positive = 1e-8
     clip: _Positive = 1.0
 
@@ -253,7 +259,7 @@ class TrainingConfig:
     guard: GuardConfig = field(default_factory=GuardConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     report: ReportConfig = field(default_factory=ReportConfig)
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
 
     def __post_init__(self) -> None:
         length, longest = self.data.sequence_length, self.model.max_position_embeddings
@@ -304,59 +310,8 @@ class TrainingConfig:
 
 
 _ADAPTER: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML file holds.
-
-    Raises:
-        FormatError: the file is missing, no YAML, or holds something else.
-    """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise FormatError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict):
-        raise FormatError(f"{path}: holds no keys; a training configuration has model, data and schedule")
-    return values
-
-
-def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
-    """Put `a.b=c` assignments on top of plain values; c is read as YAML.
-
-    Raises:
-        ConfigError: an assignment is malformed, or goes through a key that holds a plain value.
-    """
-    result = _copy(values)
-    for assignment in assignments:
-        path, equals, text = assignment.partition("=")
-        keys = path.strip().split(".")
-        if not equals or not all(keys):
-            raise ConfigError(f"--set {assignment!r}: write KEY=VALUE, for example schedule.horizon=1000")
-        section = result
-        for key in keys[:-1]:
-            section = section.setdefault(key, {})
-            if not isinstance(section, dict):
-                raise ConfigError(f"--set {assignment!r}: {key} is no section, it holds {section!r}")
-        try:
-            section[keys[-1]] = _number(yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise ConfigError(f"--set {assignment!r}: {text!r} is not readable as YAML") from None
-    return result
-
-
-def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-
-
-def _number(value: object) -> object:
-    """YAML 1.1 reads 1e-3 as text, for want of a dot; people mean a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+_SHORT = Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
 
 
 def _explain(error: ValidationError) -> str:
@@ -370,4 +325,4 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key {key!r}"
     if problem["type"] in ("missing", "missing_argument"):
         return f"{key} is missing"
-    return f"{key} is {problem['input']!r}: {problem['msg']}"
+    return f"{key} is {_SHORT.repr(problem['input'])}: {problem['msg']}"

@@ -43,19 +43,21 @@ def export(
     tokenizer: TokenizerFile,
     directory: Path,
     mode: QuantizationMode,
+    chat_template: str | None = None,
 ) -> None:
     """Write config, weights and tokenizer as a new folder.
 
     Args:
         tensors: float32 masters by name, `whole_tensors`.
         mode: `offline` packs (2 bits a weight), `online` keeps masters in bfloat16.
+        chat_template: the tokenizer's, if it has one.
     Raises:
         InputError: the folder exists and is not empty.
         ResourceError: the disk has no room.
     """
     config = config.with_quantization(mode)
     write_checkpoint(directory, config, checkpoint_tensors(tensors, config))
-    save_tokenizer(tokenizer, directory, config.max_position_embeddings)
+    save_tokenizer(tokenizer, directory, config.max_position_embeddings, chat_template)
 
 
 def checkpoint_tensors(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from bitnet.config import ModelConfig
@@ -13,6 +15,9 @@ from bitnet.nn import Transformer
 def masters_config(checkpoint: Checkpoint) -> ModelConfig:
     """The model configuration of a run that continues from `checkpoint`.
 
+    Its end-of-sequence ids are all that end an answer, so that exports stop where the checkpoint did, though
+    their generation_config.json is a new one.
+
     Raises:
         InputError: it is packed, and codes are no masters: small steps would be lost in them.
     """
@@ -21,7 +26,9 @@ def masters_config(checkpoint: Checkpoint) -> ModelConfig:
             f"{checkpoint.where}: holds packed codes, which training cannot move; continue from its masters "
             "(for 2B4T: microsoft/bitnet-b1.58-2B-4T-bf16)"
         )
-    return checkpoint.config
+    known = checkpoint.config.eos_token_id
+    more = sorted(checkpoint.stop_tokens - set(known))
+    return replace(checkpoint.config, eos_token_id=(*known, *more))
 
 
 def load_masters(model: Transformer, checkpoint: Checkpoint) -> None:
@@ -31,6 +38,12 @@ def load_masters(model: Transformer, checkpoint: Checkpoint) -> None:
         InputError: the checkpoint is packed or of another shape; the message names the difference.
     """
     masters_config(checkpoint)
+    surplus = sorted(set(checkpoint.tensors) - {name for name, _ in model.named_parameters()})
+    if surplus:
+        raise InputError(
+            f"{checkpoint.where}: holds {surplus[0]}, for which this run's model has no place; leave `model` "
+            "out to take the checkpoint's shape"
+        )
     for name, parameter in model.named_parameters():
         tensor = checkpoint.tensors.get(name)
         if tensor is None or tuple(tensor.shape) != tuple(parameter.shape):

@@ -8,16 +8,22 @@ change 0.04 % of them, which is why there is no such policy; autocast still mult
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from bitnet.errors import ConfigError, ResourceError
+from bitnet.errors import BitnetError, ConfigError, ResourceError
 from bitnet.nn import Transformer
+
+# PyTorch waits 10 to 30 minutes; the first process may evaluate a large text or learn a tokenizer for longer
+_PATIENCE = timedelta(hours=4)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,26 @@ class Parallel:
         result: list[float] = tensor.tolist()
         return result
 
+    def from_first(self, work: Callable[[], _T]) -> _T:
+        """What `work` returns on the first process, on all of them.
+
+        A fault of input or disk is raised on all of them too: else the others would wait for a process that
+        has given up. The result must pickle.
+        """
+        if self.world == 1:
+            return work()
+        answer: list[Any] = [None, None]
+        if self.first:
+            try:
+                answer[0] = work()
+            except (BitnetError, OSError) as error:
+                answer[1] = error
+        dist.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise answer[1]
+        result: _T = answer[0]
+        return result
+
     def wait(self) -> None:
         """Until every process is here."""
         if self.world > 1:
@@ -81,25 +107,33 @@ def processes() -> Iterator[Parallel]:
     """Join the processes that torchrun started, for the length of the block.
 
     Raises:
-        ResourceError: a peer was lost or cannot be reached.
+        ResourceError: a peer was lost or cannot be reached, or memory does not suffice.
+        ConfigError: torchrun's variables are not whole, or ask for a GPU that is not there.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        yield Parallel(device=_device(0))
-        return
-    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        yield Parallel(dist.get_rank(), world, device)
-    except dist.DistError as error:
-        raise ResourceError(_lost(error)) from None
-    except RuntimeError as error:
-        if not any(sign in str(error) for sign in _LOST_PEER):
-            raise
-        raise ResourceError(_lost(error)) from None
+        yield Parallel(device=_device(0)) if world == 1 else _join(world)
+    except (dist.DistError, RuntimeError) as error:
+        if is_lost_peer(error):
+            raise ResourceError(_lost(error)) from None
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            raise ResourceError(
+                "not enough memory for this model and batch; set a smaller data.micro_batch_size or model, "
+                "compute.activation_checkpointing=true, or use more processes"
+            ) from None
+        raise
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _join(world: int) -> Parallel:
+    device = _device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+    except ValueError as error:  # a variable is missing
+        raise ConfigError(f"WORLD_SIZE is {world}, but {error}; start the processes by torchrun") from None
+    return Parallel(dist.get_rank(), world, device)
 
 
 # what gloo says when the other end of a connection is gone; it raises plain RuntimeError
@@ -110,6 +144,13 @@ _LOST_PEER = (
     "timed out",
     "Timed out",
 )
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an exception of a collective means that another process is gone."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER)
 
 
 def _lost(error: Exception) -> str:
@@ -123,5 +164,10 @@ def _lost(error: Exception) -> str:
 def _device(local_rank: int) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this machine has no GPU, there are {torch.cuda.device_count()}; "
+            "lower --nproc-per-node"
+        )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

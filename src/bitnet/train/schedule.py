@@ -122,6 +122,8 @@ def _check(name: str, stages: Curve) -> None:
     ends = [stage.until for stage in stages]
     if not ends or ends != sorted(set(ends)) or ends[-1] != 1:
         raise ConfigError(f"schedule.curves.{name}: the stages' `until` must rise and end with 1, not {ends}")
+    if name == "quantizer_strength" and any(max(stage.start, stage.end) > 1 for stage in stages):
+        raise ConfigError(f"schedule.curves.{name}: goes beyond 1, where the quantiser is fully on")
     begin = 0.0
     for stage in stages:
         first = begin if stage.begin is None else stage.begin

@@ -104,5 +104,12 @@ def multiplies_in_bfloat16(compute: ComputeConfig, device: torch.device) -> bool
     return bool(known.get("avx512_bf16") or known.get("amx_bf16") or known.get("bf16"))
 
 
+def weights_are_finite(model: Transformer, parallel: Parallel) -> bool:
+    """Whether no process holds a NaN or an infinity; all of them must call it."""
+    parts = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+    (bad,) = parallel.sum(float(sum(not torch.isfinite(part).all() for part in parts)))
+    return bad == 0
+
+
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from bitnet.errors import FormatError, InputError, ResourceError
+from bitnet.json_file import read_json_object
 from bitnet.tokenizer.tiktoken_file import LLAMA3_PATTERN
 from bitnet.train.documents import SEPARATOR, Source, texts
 
@@ -153,11 +154,38 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
-def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int | None = None) -> None:
+def read_chat_template(folder: Path) -> str | None:
+    """The Jinja text beside a tokenizer, in chat_template.jinja or tokenizer_config.json; None without one.
+
+    Raises:
+        FormatError: a file is damaged.
+    """
+    own, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    try:
+        if own.is_file():
+            return own.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise FormatError(f"{own}: cannot be read ({error})") from None
+    found = read_json_object(settings).get("chat_template") if settings.is_file() else None
+    if isinstance(found, list):  # several named ones
+        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+        found = named.get("default")
+    if not isinstance(found, str | None):
+        raise FormatError(f"{settings}: chat_template is {type(found).__name__}, expected text")
+    return found
+
+
+def save_tokenizer(
+    tokenizer: Tokenizer,
+    directory: Path,
+    max_length: int | None = None,
+    chat_template: str | None = None,
+) -> None:
     """Write tokenizer.json and the tokenizer_config.json that transformers reads beside it.
 
     Args:
         max_length: tokens of the longest text the model takes.
+        chat_template: becomes chat_template.jinja.
     Raises:
         ResourceError: the folder cannot be written.
     """
@@ -175,5 +203,7 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path, max_length: int | None
         (directory / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
         text = json.dumps(values, indent=1) + "\n"
         (directory / "tokenizer_config.json").write_text(text, encoding="utf-8")
+        if chat_template is not None:
+            (directory / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
     except OSError as error:
         raise ResourceError(f"{directory}: cannot be written ({error.strerror or error})") from None

@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from bitnet.config import QuantizationMode
 from bitnet.errors import DivergedError, FormatError, InputError
 from bitnet.formats.checkpoint import Checkpoint
 from bitnet.nn import Transformer
 from bitnet.nn.bitlinear import set_quantization
 from bitnet.train.checkpointing import load_state, save_state, saved_steps
 from bitnet.train.code_health import CodeHealth
-from bitnet.train.config import CONFIG_FILE, TrainingConfig, override, read_yaml
+from bitnet.train.config import CONFIG_FILE, TrainingConfig
 from bitnet.train.export import export, whole_tensors
 from bitnet.train.guard import Guard
 from bitnet.train.masters import load_masters
@@ -37,11 +38,12 @@ from bitnet.train.reporting import Reporting
 from bitnet.train.schedule import Schedule
 from bitnet.train.shards import Corpus
 from bitnet.train.sources import open_source
-from bitnet.train.step import Ids, StepResult, TrainingStep
-from bitnet.train.tokenizer import load_tokenizer, save_tokenizer
+from bitnet.train.step import Ids, StepResult, TrainingStep, weights_are_finite
+from bitnet.train.tokenizer import id_bound, load_tokenizer, read_chat_template, save_tokenizer
+from bitnet.train.yaml_file import override, read_yaml
 
 TOKENIZER_FOLDER = "tokenizer"
-EXPORTS = {"model-packed": "offline", "model-bf16": "online"}
+EXPORTS: dict[str, QuantizationMode] = {"model-packed": "offline", "model-bf16": "online"}
 
 
 class Trainer:
@@ -54,21 +56,27 @@ class Trainer:
         tokenizer: Tokenizer,
         parallel: Parallel,
         initial: Checkpoint | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """Build model and optimiser, from the folder's newest checkpoint if there is one.
+
+        Args:
+            tokenizer, chat_template: exports bring them along.
+            initial: where the first weights come from; None: from the seed.
 
         Raises:
             InputError: the vocabulary does not fit the model, or `initial` has another shape.
             ConfigError: a process would have no row of a batch.
             FormatError: the folder's state is damaged or of another model.
         """
-        if tokenizer.get_vocab_size() > config.model.vocab_size:
+        if id_bound(tokenizer) > config.model.vocab_size:
             raise InputError(
-                f"the tokenizer has {tokenizer.get_vocab_size()} entries, the model's vocab_size is "
-                f"{config.model.vocab_size}; set model.vocab_size={tokenizer.get_vocab_size()}"
+                f"the tokenizer's ids go up to {id_bound(tokenizer) - 1}, the model's vocab_size is "
+                f"{config.model.vocab_size}; set model.vocab_size={id_bound(tokenizer)}"
             )
         check_batch(parallel, config.data.batch_size)
-        self.directory, self.config, self.tokenizer, self.parallel = directory, config, tokenizer, parallel
+        self.directory, self.config, self.parallel = directory, config, parallel
+        self.tokenizer, self.chat_template = tokenizer, chat_template
         self.schedule = Schedule(config.schedule, config.data.tokens_per_step)
         torch.manual_seed(config.seed)
         self.model = Transformer(config.model)
@@ -84,6 +92,7 @@ class Trainer:
         self.guard = Guard(config.guard)
         self.step = 0
         self.notices: list[str] = []
+        self._texts: Batches | None = None
         if saved_steps(directory):
             self._restore()
 
@@ -102,21 +111,32 @@ class Trainer:
         tokenizer: Tokenizer,
         parallel: Parallel | None = None,
         initial: Checkpoint | None = None,
+        chat_template: str | None = None,
     ) -> Trainer:
-        """Start a run in a new folder.
+        """Start a run in a new folder; nothing is written unless the texts can be read.
 
         Raises:
-            InputError: the folder holds a run already; else as the constructor.
+            InputError: the folder holds a run already; else as the constructor and for its texts, as `run`.
+            ResourceError: the folder cannot be written.
         """
         parallel = parallel or Parallel()
         if (directory / CONFIG_FILE).exists():
             raise InputError(f"{directory}: holds a training run already; add --resume to continue it")
+        if saved_steps(directory):
+            raise InputError(
+                f"{directory}: holds checkpoints of a run without {CONFIG_FILE}; use a new folder"
+            )
         parallel.wait()  # nobody may find the file that the first process writes below
-        trainer = cls(directory, config, tokenizer, parallel, initial)
-        if parallel.first:
-            save_tokenizer(tokenizer, directory / TOKENIZER_FOLDER, config.model.max_position_embeddings)
-            config.save(directory / CONFIG_FILE)
+        trainer = cls(directory, config, tokenizer, parallel, initial, chat_template)
+        trainer._texts = trainer._batches()
+        parallel.from_first(trainer._write_head)
         return trainer
+
+    def _write_head(self) -> None:
+        """Tokenizer and configuration; the latter last, as it makes the folder a run."""
+        longest = self.config.model.max_position_embeddings
+        save_tokenizer(self.tokenizer, self.directory / TOKENIZER_FOLDER, longest, self.chat_template)
+        self.config.save(self.directory / CONFIG_FILE)
 
     @classmethod
     def resume(
@@ -128,7 +148,8 @@ class Trainer:
             changes: `a.b=c` assignments to its configuration: another horizon, other texts, longer sequences.
         Raises:
             FormatError: there is no run, or its files are damaged.
-            InputError: a step would hold another number of tokens, in which schedule and record count.
+            InputError: a step would hold another number of tokens, in which schedule and record count; or
+                the run has gone beyond its new horizon.
         """
         parallel = parallel or Parallel()
         path = directory / CONFIG_FILE
@@ -141,9 +162,21 @@ class Trainer:
                 f"{directory}: a step of this run holds {config.data.tokens_per_step} tokens, not "
                 f"{changed.data.tokens_per_step}; keep batch_size times sequence_length"
             )
-        trainer = cls(directory, changed, load_tokenizer(directory / TOKENIZER_FOLDER), parallel)
-        if changed != config and parallel.first:
-            changed.save(path)
+        folder = directory / TOKENIZER_FOLDER
+        trainer = cls(
+            directory,
+            changed,
+            load_tokenizer(folder),
+            parallel,
+            chat_template=read_chat_template(folder),
+        )
+        if trainer.step > trainer.schedule.steps:
+            raise InputError(
+                f"{directory}: {trainer.step} steps are done, the schedule has {trainer.schedule.steps}; "
+                "raise schedule.horizon"
+            )
+        if changed != config:
+            parallel.from_first(lambda: changed.save(path))
         return trainer
 
     def run(self) -> bool:
@@ -154,10 +187,10 @@ class Trainer:
         Raises:
             FormatError, InputError: a text is missing, damaged or too short.
             ResourceError: the disk is full, or another process is gone.
-            DivergedError: too many steps in a row were not finite.
+            DivergedError: too many steps in a row were not finite, or the weights are not.
         """
         config, steps, parallel = self.config, self.schedule.steps, self.parallel
-        batches = self._batches()
+        batches = self._texts or self._batches()
         update = TrainingStep(
             self.model,
             self.optimizer,
@@ -190,37 +223,49 @@ class Trainer:
                 if last or result.stop or self.step % config.report.save_every == 0:
                     self._save()
             finished = self.step == steps
-            if finished:
-                self._export()
+            if finished and config.schedule.quantized:
+                for name, mode in EXPORTS.items():
+                    self._export_anew(self.directory / name, mode)
+            elif finished:
+                report.notice(
+                    "schedule.quantized is false: nothing is exported, ternary formats cannot hold it"
+                )
         return finished
 
-    def export(self, directory: Path, mode: str) -> None:
+    def export(self, directory: Path, mode: QuantizationMode) -> None:
         """Write the weights as a model folder, "offline" (packed) or "online" (bfloat16 masters).
 
         Raises:
-            InputError: the folder exists and is not empty.
+            InputError: the folder exists and is not empty, or the run is not quantised.
             ResourceError: the disk has no room.
         """
-        tensors = whole_tensors(self.model)
-        if self.parallel.first:
-            export(
-                tensors,
-                self.config.model,
-                self.tokenizer,
-                directory,
-                "offline" if mode == "offline" else "online",
+        if not self.config.schedule.quantized:  # the file would hold codes this model never computed with
+            raise InputError(
+                f"{self.directory}: schedule.quantized is false; ternary formats cannot hold such a model"
             )
-        self.parallel.wait()
+        tensors, config = whole_tensors(self.model), self.config.model
+        self.parallel.from_first(
+            lambda: export(tensors, config, self.tokenizer, directory, mode, self.chat_template)
+        )
 
-    def _export(self) -> None:
-        if not self.config.schedule.quantized:
-            return  # a packed file would hold codes this model never computed with
-        for name, mode in EXPORTS.items():
-            if self.parallel.first:
-                shutil.rmtree(self.directory / name, ignore_errors=True)  # of a shorter horizon
-            self.export(self.directory / name, mode)
+    def _export_anew(self, directory: Path, mode: QuantizationMode) -> None:
+        """`export` over what a shorter horizon left there, which stays until the new folder is whole."""
+        new = directory.with_name(f".{directory.name}.tmp")
+
+        def swap() -> None:
+            shutil.rmtree(directory, ignore_errors=True)
+            new.replace(directory)
+
+        self.parallel.from_first(lambda: shutil.rmtree(new, ignore_errors=True))
+        self.export(new, mode)
+        self.parallel.from_first(swap)
 
     def _save(self) -> None:
+        if not weights_are_finite(self.model, self.parallel):
+            raise DivergedError(
+                f"{self.directory}: the weights are not finite any more after step {self.step}, and are not "
+                f"saved. Lower schedule.learning_rate.peak, then --resume from step {self._last_saved()}"
+            )
         facts = {"schedule": self._curves(), "guard": self.guard.state()}
         save_state(
             self.directory,
@@ -247,12 +292,19 @@ class Trainer:
         if not self.guard.exhausted:
             return
         path = self.directory / f"bad-batch-step-{self.step:08d}-rank-{self.parallel.rank}.npy"
-        np.save(path, inputs)
+        try:
+            np.save(path, inputs)
+            where = f"in {path.name}"
+        except OSError as error:
+            where = f"lost ({error.strerror})"
         raise DivergedError(
-            f"{self.directory}: {self.guard.in_a_row} bad steps in a row up to step {self.step}; "
-            f"the last one has its ids in {path.name}. Lower schedule.learning_rate.peak or "
-            f"look at the data, then --resume from step {max(saved_steps(self.directory), default=0)}"
+            f"{self.directory}: {self.guard.in_a_row} bad steps in a row up to step {self.step}; the ids of "
+            f"the last one are {where}. Lower schedule.learning_rate.peak or look at the data, then --resume "
+            f"from step {self._last_saved()}"
         )
+
+    def _last_saved(self) -> int:
+        return max(saved_steps(self.directory), default=0)
 
     def _batches(self) -> Batches:
         data = self.config.data

@@ -1,16 +1,23 @@
 """`bitnet train` from text to an exported folder, and its refusals."""
 
+import json
+
 import pytest
 import yaml
 
 from bitnet.cli.main import run
+from bitnet.formats.checkpoint import read_checkpoint
 from bitnet.load import load_model
+from bitnet.train.tokenizer import learn_tokenizer
 
 SMALL = (
     "model={preset: stories, vocab_size: 270, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1}",
     "data.batch_size=2",
     "data.sequence_length=16",
 )
+
+
+HUGE = "model={preset: stories, vocab_size: 270, hidden_size: 4000000000, head_dim: 32}"
 
 
 @pytest.fixture
@@ -103,14 +110,61 @@ def test_draws_a_schedule_without_training(text, tmp_path, capsys):
         (("nowhere.yaml",), "nowhere.yaml"),
         (("--data", "{text}", "--steps", "1", "--set", "initial={text}"), "story.txt"),
         (("--export", "{text}.model"), "no training run"),
+        (("--data", "{text}", "--steps", "1", "--set", "model=5"), "preset: stories"),
+        (("{text}", "--resume"), "leave the others out"),
+        (("--resume", "--tokenizer", "{text}"), "leave the others out"),
+        (("--data", "{text}", "--steps", "1", "--set", HUGE), "not enough memory"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(text, tmp_path, capsys, arguments, message):
-    filled = [argument.format(text=text) for argument in arguments]
+    filled = [argument.replace("{text}", str(text)) for argument in arguments]
     assert bitnet("train", "--out", tmp_path / "run", *filled) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
     assert message in error
+
+
+def test_no_threads_are_a_usage_error(tmp_path, capsys):
+    assert bitnet("train", "--out", tmp_path, "--resume", "--threads", 0) == 2
+    assert "--threads" in capsys.readouterr().err
+
+
+def test_a_plain_run_is_not_exported(text, tmp_path, capsys):
+    out = tmp_path / "run"
+    plain = settings("schedule.quantized=false")
+    assert bitnet("train", "--out", out, "--data", text, "--steps", 1, "--threads", 1, *plain) == 0
+    assert "nothing is exported" in capsys.readouterr().err
+    assert bitnet("train", "--out", out, "--export", tmp_path / "packed") == 2
+    assert "schedule.quantized is false" in capsys.readouterr().err
+
+
+def test_a_foreign_tokenizer_keeps_its_ends_and_its_chat_template(text, tmp_path, capsys):
+    """Two separators, as Llama 3 has them, and a template of its own; both survive a continuation."""
+    tokenizer = learn_tokenizer([text.read_text()], 270)
+    tokenizer.add_special_tokens(["<|begin_of_text|>", "<|end_of_text|>", "<|turn|>"])
+    values = json.loads(tokenizer.to_str().replace("<|endoftext|>", "<|unused|>"))
+    given = tmp_path / "foreign"
+    given.mkdir()
+    (given / "tokenizer.json").write_text(json.dumps(values))
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    (given / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    data = ("--data", text, "--steps", 1, "--threads", 1)
+    small = settings()
+    small[1] = small[1].replace("vocab_size: 270, ", "")
+    first = tmp_path / "first"
+    arguments = (*data, "--tokenizer", given / "tokenizer.json", *small)
+    assert bitnet("train", "--out", first, *arguments) == 0, capsys.readouterr().err
+    masters = first / "model-bf16"
+    config = read_checkpoint(masters).config
+    assert (config.vocab_size, config.bos_token_id, config.eos_token_id) == (273, 270, (271,))
+    generation = json.loads((masters / "generation_config.json").read_text())
+    (masters / "generation_config.json").write_text(json.dumps(generation | {"eos_token_id": [271, 272]}))
+    second = tmp_path / "second"
+    continued = ("--set", f"initial={masters}", *settings()[2:])
+    assert bitnet("train", "--out", second, *data, *continued) == 0, capsys.readouterr().err
+    model = load_model(second / "model-packed")
+    assert model.stop_tokens == {271, 272}
+    assert model.tokenizer.chat_template.render([{"role": "user", "content": "hi"}], False, {}) == "[hi]"
 
 
 def test_a_missing_package_names_the_extra(tmp_path, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from bitnet.train.config import DataSource, TrainingConfig
+from bitnet.train.step import TrainingStep
 from bitnet.train.tokenizer import train_tokenizer
 
 STORY = "The cat sat on the mat and the dog sat on the cat. The end of the story came, and so it goes."
@@ -64,3 +65,22 @@ def values(story_file) -> dict:
 @pytest.fixture
 def config(values) -> TrainingConfig:
     return TrainingConfig.from_dict(values)
+
+
+@pytest.fixture
+def interrupt(monkeypatch):
+    """Have something happen after a given step."""
+
+    def at(step: int, what) -> None:
+        call, count = TrainingStep.__call__, [0]
+
+        def wrapped(self, *arguments):
+            result = call(self, *arguments)
+            count[0] += 1
+            if count[0] == step:
+                what()
+            return result
+
+        monkeypatch.setattr(TrainingStep, "__call__", wrapped)
+
+    return at

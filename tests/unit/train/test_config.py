@@ -4,7 +4,8 @@ import pytest
 
 from bitnet.config import PRESETS
 from bitnet.errors import ConfigError, FormatError
-from bitnet.train.config import DataSource, TrainingConfig, override, read_yaml
+from bitnet.train.config import DataSource, TrainingConfig
+from bitnet.train.yaml_file import override, read_yaml
 
 
 def test_a_resolved_configuration_survives_its_file(tmp_path, config):
@@ -52,6 +53,13 @@ def test_overrides_reach_nested_keys_and_keep_the_rest(values):
         ("model=stories", "preset: stories"),
         ("schedule.activation_bits=5", "schedule.activation_bits"),
         ("optimizer.betas=[0.9]", "optimizer.betas"),
+        ("optimizer.betas=[0.9, 1]", "optimizer.betas.1"),
+        ("seed=18446744073709551616", "seed"),
+        ("schedule.switch=1", "schedule.switch"),
+        (f"schedule.horizon=1{'0' * 400}", "schedule.horizon"),
+        (f"seed={[0] * 9999}", "seed is [0, 0"),
+        ("schedule.curves={learning_rate: [{until: 1, start: .nan, end: 0}]}", "learning_rate.0.start"),
+        ("schedule.curves={weight_decay: [{until: 1, start: 0.1, end: -0.1}]}", "weight_decay.0.end"),
         ("schedule={horizon: 5, unit: tokens}", "less than one step"),
     ],
 )
@@ -60,6 +68,7 @@ def test_impossible_values_are_refused_by_name(values, assignment, message):
         TrainingConfig.from_dict(override(values, [assignment]))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("key", ["model", "data", "schedule"])
@@ -69,13 +78,48 @@ def test_missing_sections_are_named(values, key):
         TrainingConfig.from_dict(values)
 
 
-@pytest.mark.parametrize("assignment", ["horizon", "=1", "a..b=1", "schedule.horizon.x=1", "seed=[1"])
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "horizon",
+        "=1",
+        "a..b=1",
+        "schedule.horizon.x=1",
+        "seed=[1",
+        "seed=2020-13-45",
+        "seed=!!int ''",
+        "a=&x [*x]",
+    ],
+)
 def test_malformed_overrides_are_refused(values, assignment):
     with pytest.raises(ConfigError, match="--set"):
         override(values, [assignment])
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "", "\x00", "[" * 5000])
+def test_an_empty_section_takes_overrides():
+    assert override({"compute": None}, ["compute.compile=true"]) == {"compute": {"compile": True}}
+
+
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a: [1",
+        "- 1\n- 2\n",
+        "",
+        "\x00",
+        "[" * 5000,
+        BOMB,
+        "seed: 1\nseed: 2\n",
+        "data: {path: a, path: b}",
+        "seed: 2020-13-45",
+        "seed: !!bool x",
+        f"seed: {'1' * 5000}",
+        "#" * (1 << 20) + "\nseed: 1",
+    ],
+)
 def test_files_that_hold_no_keys_are_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(FormatError, match=r"c\.yaml"):

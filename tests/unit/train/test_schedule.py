@@ -100,6 +100,11 @@ def test_pieces_must_cover_the_run(pieces):
         Schedule(ScheduleConfig(horizon=10, curves={"learning_rate": pieces}), 1)
 
 
+def test_a_quantiser_beyond_fully_on_is_refused():
+    with pytest.raises(ConfigError, match="beyond 1"):
+        Schedule(ScheduleConfig(horizon=10, curves={"quantizer_strength": (Stage(1, 0, 1.5),)}), 1)
+
+
 def test_a_warm_up_of_the_whole_run_is_refused():
     with pytest.raises(ConfigError, match="quantizer_warmup"):
         Schedule(ScheduleConfig(horizon=10, quantizer_warmup=10), 1)

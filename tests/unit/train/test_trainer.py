@@ -1,7 +1,6 @@
 """A run learns, stops, goes on to the bit, and keeps its record."""
 
-import os
-import resource
+import json
 import signal
 import subprocess
 import sys
@@ -9,15 +8,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 
-from bitnet.errors import ConfigError, DivergedError, FormatError, InputError
+from bitnet.errors import ConfigError, DivergedError, FormatError, InputError, ResourceError
 from bitnet.formats.checkpoint import read_checkpoint
-from bitnet.train.checkpointing import FOLDER, saved_steps
-from bitnet.train.config import CONFIG_FILE, TrainingConfig, override
+from bitnet.train.checkpointing import saved_steps
+from bitnet.train.config import CONFIG_FILE, TrainingConfig
 from bitnet.train.parallel import Parallel
 from bitnet.train.record import read_rows
-from bitnet.train.step import TrainingStep
 from bitnet.train.trainer import Trainer
+from bitnet.train.yaml_file import override
 
 
 def changed(config: TrainingConfig, *assignments: str) -> TrainingConfig:
@@ -35,25 +35,6 @@ def assert_same_state(one: Trainer, other: Trainer) -> None:
 
 def losses(folder) -> list[tuple[str, str]]:
     return [(row["step"], row["loss"]) for row in read_rows(folder / "metrics.csv")]
-
-
-@pytest.fixture
-def interrupt(monkeypatch):
-    """Have something happen after a given step."""
-
-    def at(step: int, what) -> None:
-        call, count = TrainingStep.__call__, [0]
-
-        def wrapped(self, *arguments):
-            result = call(self, *arguments)
-            count[0] += 1
-            if count[0] == step:
-                what()
-            return result
-
-        monkeypatch.setattr(TrainingStep, "__call__", wrapped)
-
-    return at
 
 
 def test_a_repetitive_text_is_learned(tmp_path, config, tokenizer):
@@ -187,38 +168,6 @@ def test_bad_steps_are_skipped_and_three_of_them_end_the_run(
     assert Trainer.resume(tmp_path).guard.skipped == 2
 
 
-def test_only_the_last_checkpoints_stay(tmp_path, config, tokenizer):
-    run = Trainer.create(tmp_path, changed(config, "report.save_every=2", "report.keep=3"), tokenizer)
-    run.run()
-    assert saved_steps(tmp_path) == [8, 10, 12]
-    assert [path.name for path in (tmp_path / FOLDER).iterdir() if path.name.startswith(".")] == []
-
-
-def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, config, tokenizer):
-    """A file-size limit stands in for the disk: the write fails in its middle in the same way."""
-    run = Trainer.create(tmp_path, changed(config, "schedule.horizon=5"), tokenizer)
-    run.run()
-    code = (
-        "import resource, sys\n"
-        "from bitnet.cli.main import run\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
-        "run(['train', '--out', sys.argv[1], '--resume', '--steps', '7', '--threads', '1'])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2, done.stderr
-    assert "cannot be written" in done.stderr
-    assert "free disk space" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert saved_steps(tmp_path) == [5]
-    assert not list((tmp_path / FOLDER).glob(".*"))
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-    resumed = Trainer.resume(tmp_path)
-    assert resumed.step == 5
-    assert resumed.run()
-
-
 def test_the_horizon_can_be_redrawn(tmp_path, config, tokenizer, capsys):
     Trainer.create(tmp_path, config, tokenizer).run()
     longer = Trainer.resume(tmp_path, ["schedule.horizon=14", "data.batch_size=2", "data.sequence_length=64"])
@@ -249,27 +198,6 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path, config, tokenizer):
         Trainer.create(tmp_path, changed(config, "model.vocab_size=279"), tokenizer)
 
 
-@pytest.mark.parametrize(
-    "damage", ["no configuration", "truncated", "overwritten", "no facts", "other model"]
-)
-def test_damaged_runs_are_refused_by_name(tmp_path, config, tokenizer, damage):
-    Trainer.create(tmp_path, changed(config, "report.save_every=6"), tokenizer).run()
-    newest = tmp_path / FOLDER / "step-00000012"
-    data = max(newest.glob("*.distcp"), key=os.path.getsize)
-    if damage == "no settings":
-        (tmp_path / CONFIG_FILE).unlink()
-    elif damage == "truncated":
-        data.write_bytes(data.read_bytes()[:-5000])
-    elif damage == "overwritten":
-        (newest / ".metadata").write_bytes(b"nonsense")
-    elif damage == "no facts":
-        (newest / "run.json").unlink()
-    else:
-        changed(config, "model.hidden_size=64", "model.head_dim=16").save(tmp_path / CONFIG_FILE)
-    with pytest.raises(FormatError, match=r"training\.yaml|step-00000012"):
-        Trainer.resume(tmp_path)
-
-
 def test_a_run_continues_from_masters_and_not_from_codes(tmp_path, config, tokenizer):
     Trainer.create(tmp_path / "first", config, tokenizer).run()
     masters = read_checkpoint(tmp_path / "first" / "model-bf16")
@@ -291,12 +219,76 @@ def test_a_batch_smaller_than_the_processes_is_refused(tmp_path, config, tokeniz
         Trainer(tmp_path, config, tokenizer, Parallel(0, 5))
 
 
-def test_data_beyond_its_bounds_is_refused(tmp_path, config, tokenizer):
+def test_data_beyond_its_bounds_is_refused_before_the_folder_is_a_run(tmp_path, config, tokenizer):
     (tmp_path / "short.txt").write_text("Too short.")
     (tmp_path / "empty.txt").write_text("")
     for name, error in (("short", InputError), ("empty", FormatError), ("missing", FormatError)):
-        run = Trainer.create(
-            tmp_path / name, changed(config, f"data.sources=[{{path: {tmp_path / name}.txt}}]"), tokenizer
-        )
+        source = f"data.sources=[{{path: {tmp_path / name}.txt}}]"
         with pytest.raises(error, match=rf"{name}\.txt"):
-            run.run()
+            Trainer.create(tmp_path / "run", changed(config, source), tokenizer)
+    assert Trainer.create(tmp_path / "run", config, tokenizer).step == 0
+
+
+def test_data_that_vanished_is_refused_by_name(tmp_path, config, tokenizer):
+    Trainer.create(tmp_path, config, tokenizer)
+    with pytest.raises(FormatError, match=r"gone\.txt"):
+        Trainer.resume(tmp_path, ["data.sources=[{path: gone.txt}]"]).run()
+
+
+def test_a_horizon_behind_the_run_is_refused_and_not_kept(tmp_path, config, tokenizer):
+    Trainer.create(tmp_path, config, tokenizer).run()
+    with pytest.raises(InputError, match="12 steps are done"):
+        Trainer.resume(tmp_path, ["schedule.horizon=8"])
+    assert Trainer.resume(tmp_path).run()
+
+
+def test_the_old_export_stays_until_the_new_one_is_whole(tmp_path, config, tokenizer, monkeypatch):
+    run = Trainer.create(tmp_path, config, tokenizer)
+    run.run()
+    before = (tmp_path / "model-packed" / "model.safetensors").read_bytes()
+
+    def full(*arguments):
+        raise ResourceError("no room")
+
+    monkeypatch.setattr("bitnet.train.export.write_checkpoint", full)
+    with pytest.raises(ResourceError):
+        Trainer.resume(tmp_path, ["schedule.horizon=14"]).run()
+    assert (tmp_path / "model-packed" / "model.safetensors").read_bytes() == before
+
+
+def test_a_plain_run_says_that_it_exports_nothing(tmp_path, config, tokenizer, capsys):
+    run = Trainer.create(tmp_path, changed(config, "schedule.quantized=false"), tokenizer)
+    assert run.run()
+    assert "nothing is exported" in capsys.readouterr().err
+    assert not (tmp_path / "model-packed").exists()
+    with pytest.raises(InputError, match=r"schedule\.quantized is false"):
+        run.export(tmp_path / "packed", "offline")
+
+
+def test_a_slow_quantiser_and_bfloat16_resume_to_the_bit(tmp_path, config, tokenizer, interrupt):
+    slow = changed(config, "schedule.quantizer_warmup=9", "compute.precision=bfloat16")
+    whole = Trainer.create(tmp_path / "whole", slow, tokenizer)
+    whole.run()
+    Trainer.create(tmp_path / "broken", slow, tokenizer)
+    interrupt(5, lambda: signal.raise_signal(signal.SIGINT))
+    assert not Trainer.resume(tmp_path / "broken").run()
+    resumed = Trainer.resume(tmp_path / "broken")
+    assert resumed.run()
+    assert_same_state(whole, resumed)
+    assert all(parameter.dtype == torch.float32 for parameter in resumed.model.parameters())
+
+
+def test_ids_with_holes_need_room_up_to_the_highest(tmp_path, config, tokenizer):
+    values = json.loads(tokenizer.to_str())
+    values["model"]["vocab"]["zzz"] = 300
+    holed = Tokenizer.from_str(json.dumps(values))
+    with pytest.raises(InputError, match=r"model\.vocab_size=301"):
+        Trainer.create(tmp_path, config, holed)
+
+
+def test_masters_with_tensors_the_model_lacks_are_refused(tmp_path, config, tokenizer):
+    untied = changed(config, "model.tie_word_embeddings=false", "schedule.horizon=1")
+    Trainer.create(tmp_path / "untied", untied, tokenizer).run()
+    masters = read_checkpoint(tmp_path / "untied" / "model-bf16")
+    with pytest.raises(InputError, match=r"lm_head\.weight"):
+        Trainer.create(tmp_path / "tied", config, tokenizer, initial=masters)
