@@ -213,6 +213,7 @@ vocabulary_keys = st.fixed_dictionaries(
 @example({"tokens": [":"], "merges": [], "bos_token_id": 0}, True)  # a token's text that means something
 @example({"tokens": ["$A"], "merges": [], "bos_token_id": 0, "token_type": Int32Array([3])}, True)
 @example({"tokens": ["a"], "merges": [], "bos_token_id": 0, "token_type": Int32Array([5])}, True)
+@example({"tokens": ["a", "ab"], "merges": ["ab ab"]}, True)  # longer than any token: the library panics
 def test_random_vocabularies(keys, sound_model):
     """Read from a file that holds nothing else; a usable one is taken by the tokenizers library."""
     from bitnet.tokenizer import Tokenizer

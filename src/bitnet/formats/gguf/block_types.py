@@ -108,6 +108,5 @@ def block_type(type_id: int, where: str) -> BlockType:
     known = _REFUSED.get(type_id, "which neither llama.cpp nor bitnet.cpp had when this was written")
     raise UnsupportedError(
         f"{where} has type {type_id}, {known}; readable are {readable}: {_WAY_OUT}, or convert it with the "
-        "program "
-        "that made it"
+        "program that made it"
     )

@@ -152,8 +152,7 @@ def _read_counts(cursor: _Cursor) -> tuple[int, int]:
         if version & 0xFFFF == 0 and version:
             raise UnsupportedError(
                 f"{cursor.where}: a big-endian GGUF file; take the little-endian one, or convert it with "
-                "llama.cpp's "
-                "gguf_convert_endian.py"
+                "llama.cpp's gguf_convert_endian.py"
             )
         raise UnsupportedError(f"{cursor.where}: version {version} of GGUF; readable are 2 and 3")
     tensors, keys = cursor.unsigned(8, "the number of tensors"), cursor.unsigned(8, "the number of keys")

@@ -135,8 +135,7 @@ def _refuse_unknown(metadata: Metadata, name: str) -> None:
     if kind not in (None, "none") and not (kind == "linear" and factor in (None, 1.0)):
         raise UnsupportedError(
             f"{metadata.where}: {name}.rope.scaling.type is {kind[:60]!r} with factor {factor}; scaled "
-            "rotary "
-            "embeddings are not implemented"
+            "rotary embeddings are not implemented"
         )
 
 

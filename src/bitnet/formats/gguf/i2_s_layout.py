@@ -60,8 +60,7 @@ def _check_codes(item: StoredTensor, where: str, plausible: bool) -> None:
     if invalid is not None:
         raise FormatError(
             f"{where}: {item.name} holds the code 3 in byte {invalid[1]:,}, which x86's layout of I2_S "
-            "never does; "
-            f"the file is damaged or has another layout: {_WAY_OUT}"
+            f"never does; the file is damaged or has another layout: {_WAY_OUT}"
         )
     if not plausible:
         return
@@ -70,8 +69,7 @@ def _check_codes(item: StoredTensor, where: str, plausible: bool) -> None:
     if not _FEWEST <= share <= _MOST:
         raise FormatError(
             f"{where}: {share:.1%} of {item.name} is zero, read in x86's layout of I2_S; trained matrices "
-            "have about a "
-            f"third, so this is damaged or another layout: {_WAY_OUT}"
+            f"have about a third, so this is damaged or another layout: {_WAY_OUT}"
         )
 
 

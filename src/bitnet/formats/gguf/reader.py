@@ -85,8 +85,7 @@ def _multiplied(scale: Tensor | None, factor: StoredTensor, where: str) -> Tenso
     if scale is None or factor.shape != (1,) or factor.type.name != "F32":
         raise FormatError(
             f"{where}: {factor.name} is {factor.type.name} of shape {list(factor.shape)}; expected one F32 "
-            "beside a "
-            "weight of that name"
+            "beside a weight of that name"
         )
     with np.errstate(over="ignore"):  # infinity is refused where scales are checked
         return Tensor.of(scale.float32() * factor.raw.view("<f4"))

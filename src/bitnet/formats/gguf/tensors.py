@@ -93,8 +93,7 @@ def ternary_tensor(stored: StoredTensor, where: str) -> TernaryTensor:
         types = ", ".join(kind.name for kind in TERNARY)
         raise UnsupportedError(
             f"{where}: {stored.name} is {stored.type.name}; the projections of a ternary model are {types}. "
-            "Take the "
-            "model's safetensors, or convert it with the program that made it"
+            "Take the model's safetensors, or convert it with the program that made it"
         )
     if len(stored.shape) != 2 or stored.shape[0] % 4:
         raise UnsupportedError(

@@ -141,8 +141,7 @@ def read_scale(kind: BlockType, raw: NDArray[np.uint8], name: str) -> np.float32
         if not np.finfo(np.float32).tiny <= scale < np.inf:
             raise FormatError(
                 f"{name}: its scale is {scale}; expected a positive number behind the codes. The file is "
-                "damaged, or "
-                "this is another layout of I2_S than x86's"
+                "damaged, or this is another layout of I2_S than x86's"
             )
         return np.float32(scale)
     blocks = raw.reshape(-1, kind.bytes)

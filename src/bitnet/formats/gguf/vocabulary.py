@@ -50,8 +50,7 @@ def read_tokenizer(metadata: Metadata, config: ModelConfig) -> TokenizerFiles | 
     if kind != "gpt2":
         raise UnsupportedError(
             f"{metadata.where}: {_KEY}model is {kind[:60]!r}; readable is 'gpt2' (byte-level BPE). Convert "
-            "the file to "
-            "a folder without this key and put the model's tokenizer.json there"
+            "the file to a folder without this key and put the model's tokenizer.json there"
         )
     stated = metadata.text(f"{_KEY}pre")
     if stated not in _PRE:
@@ -145,10 +144,13 @@ def _build(metadata: Metadata, tokens: list[str], pre: str) -> Tokenizer:
     # spelled like one would be taken for it.
     if added == list(range(len(ordinary), len(ordinary) + len(added))):
         vocabulary = ordinary
-    try:
-        core = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre == _LLAMA3))
-    except Exception as error:  # the library raises bare Exception for merges of unknown tokens
-        raise FormatError(f"{metadata.where}: {_KEY}merges does not fit {_KEY}tokens ({error})") from None
+    for left, right in pairs:  # the library panics over some that do not fit
+        if not {left, right, left + right} <= vocabulary.keys():
+            raise FormatError(
+                f"{metadata.where}: {_KEY}merges joins {left[:60]!r} and {right[:60]!r}, but {_KEY}tokens "
+                "lacks one of them or the result"
+            )
+    core = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=pre == _LLAMA3))
     core.pre_tokenizer = _pre_tokenizer(pre)
     core.decoder = decoders.ByteLevel()
     for number in added:
@@ -189,8 +191,7 @@ def _name_of_pre_tokenizer(state: Mapping[str, Any], where: str) -> str:
         f"{where}: GGUF files are written with Llama 3's or GPT-2's byte-level BPE; this tokenizer cuts "
         "text in another "
         "way, for which llama.cpp has its own code. Convert to 'packed', or remove the tokenizer's files to "
-        "write the "
-        "weights alone"
+        "write the weights alone"
     )
 
 
