@@ -30,6 +30,7 @@ _LLAMA3, _GPT2 = "llama-bpe", "gpt-2"
 _PRE = {None: _LLAMA3, "llama-bpe": _LLAMA3, "llama3": _LLAMA3, "llama-v3": _LLAMA3, "gpt-2": _GPT2}
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _KEY = "tokenizer.ggml."
+_WAY_OUT = "Take the model's safetensors, which come with a tokenizer.json"
 # bitnet.cpp's converter put the template of another model into every file: no model was trained on it.
 _FOREIGN_TEMPLATE = "BITNETAssistant"
 _OTHER_TEMPLATE = "'Human: '"
@@ -49,13 +50,12 @@ def read_tokenizer(metadata: Metadata, config: ModelConfig) -> TokenizerFiles | 
         return None
     if kind != "gpt2":
         raise UnsupportedError(
-            f"{metadata.where}: {_KEY}model is {kind[:60]!r}; readable is 'gpt2' (byte-level BPE). Convert "
-            "the file to a folder without this key and put the model's tokenizer.json there"
+            f"{metadata.where}: {_KEY}model is {str(kind)[:60]!r}; readable is 'gpt2' (byte-level BPE). {_WAY_OUT}"
         )
     stated = metadata.text(f"{_KEY}pre")
     if stated not in _PRE:
         raise UnsupportedError(
-            f"{metadata.where}: {_KEY}pre is {str(stated)[:60]!r}; readable are 'llama-bpe' and 'gpt-2'"
+            f"{metadata.where}: {_KEY}pre is {str(stated)[:60]!r}; readable are 'llama-bpe' and 'gpt-2'. {_WAY_OUT}"
         )
     tokens = metadata.strings(f"{_KEY}tokens", most=config.vocab_size)
     if len(set(tokens)) < len(tokens):
