@@ -50,12 +50,14 @@ def read_tokenizer(metadata: Metadata, config: ModelConfig) -> TokenizerFiles | 
         return None
     if kind != "gpt2":
         raise UnsupportedError(
-            f"{metadata.where}: {_KEY}model is {str(kind)[:60]!r}; readable is 'gpt2' (byte-level BPE). {_WAY_OUT}"
+            f"{metadata.where}: {_KEY}model is {str(kind)[:60]!r}; readable is 'gpt2' (byte-level BPE). "
+            f"{_WAY_OUT}"
         )
     stated = metadata.text(f"{_KEY}pre")
     if stated not in _PRE:
         raise UnsupportedError(
-            f"{metadata.where}: {_KEY}pre is {str(stated)[:60]!r}; readable are 'llama-bpe' and 'gpt-2'. {_WAY_OUT}"
+            f"{metadata.where}: {_KEY}pre is {str(stated)[:60]!r}; readable are 'llama-bpe' and 'gpt-2'. "
+            f"{_WAY_OUT}"
         )
     tokens = metadata.strings(f"{_KEY}tokens", most=config.vocab_size)
     if len(set(tokens)) < len(tokens):
