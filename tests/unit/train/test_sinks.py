@@ -111,6 +111,7 @@ class TestWeightsAndBiases:
         sink.add(2, row(2))
         sink.add(4, row(4))
         sink.close()
+        wandb.teardown()  # its service writes on for a moment; the end of a process waits for it as this does
         (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
         assert json.loads((tmp_path / "wandb-run.json").read_text())["id"] in file.name
         content = file.read_bytes()
