@@ -24,6 +24,7 @@ from bitnet.train.yaml_file import read_yaml
 CONFIG_FILE = "training.yaml"
 Precision = Literal["auto", "float32", "bfloat16"]
 RateRecipe = Literal["two-stage-linear", "two-stage-cosine", "linear", "cosine", "constant"]
+CurveName = Literal["learning_rate", "weight_decay", "quantizer_strength", "activation_bits"]
 DecayRecipe = Literal["two-stage", "two-stage-cosine", "constant"]
 
 _STRICT = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
@@ -136,13 +137,13 @@ class LearningRateConfig:
     Attributes:
         peak: of the first stage.
         second_peak: of the second stage; None: two thirds of `peak`, the ratio of the papers.
-        warmup: the rate rises linearly over so many first units.
+        warmup: the rate rises linearly over so many first units; None: a fiftieth of the horizon.
     """
 
     recipe: RateRecipe = "two-stage-linear"
     peak: _Positive = 1.5e-3
     second_peak: _Positive | None = None
-    warmup: _Length = 100
+    warmup: _Length | None = None
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -162,8 +163,9 @@ class ScheduleConfig:
         switch: where (0..1) the second stage of the two-stage recipes begins.
         quantizer_warmup: λ of `w + λ(Q(w) − w)` rises from 0 to 1 over so many first units; 0: it is 1.
         quantized: False trains plain `nn.Linear` layers, the baseline of comparisons.
-        activation_bits: 8, or 16 for inputs that are not quantised.
-        curves: pieces that replace a recipe, by name: learning_rate, weight_decay, quantizer_strength.
+        activation_bits: 8, or 16 for inputs that are not quantised; exported models always quantise to 8.
+        curves: pieces that replace a recipe, by name: learning_rate, weight_decay, quantizer_strength,
+            activation_bits.
     """
 
     horizon: _Count
@@ -174,9 +176,7 @@ class ScheduleConfig:
     quantizer_warmup: _Length = 0
     quantized: bool = True
     activation_bits: Literal[8, 16] = 8
-    curves: dict[Literal["learning_rate", "weight_decay", "quantizer_strength"], tuple[Stage, ...]] = field(
-        default_factory=dict
-    )
+    curves: dict[CurveName, tuple[Stage, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, config=_STRICT)

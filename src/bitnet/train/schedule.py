@@ -1,4 +1,4 @@
-"""The curves of a run: learning rate, weight decay, quantiser strength λ, as functions of the step.
+"""The curves of a run over its steps: learning rate, weight decay, quantiser strength λ, activation bits.
 
 Recipes become pieces (`Stage`), one function evaluates pieces; p is the position 0..1 in the run:
 
@@ -9,7 +9,8 @@ Recipes become pieces (`Stage`), one function evaluates pieces; p is the positio
     weight decay       two-stage: its peak, and 0 from the switch on; two-stage-cosine: rises along half a
                        cosine to its peak at the switch, then 0 (arXiv 2504.12285: "cosine, reaching a peak")
 
-Warm-up multiplies the rate by (step + 1) / warmup. The loss falls late, in the second stage.
+Warm-up multiplies the rate by (step + 1) / warmup. Activation bits change from piece to piece. The loss falls
+late, in the second stage.
 """
 
 from __future__ import annotations
@@ -47,12 +48,14 @@ class Schedule:
         scale = tokens_per_step if config.unit == "tokens" else 1
         self.steps = math.ceil(config.horizon / scale)
         self._horizon = config.horizon / scale
-        self._warmup = config.learning_rate.warmup / scale
-        self._activation_bits = config.activation_bits if config.quantized else 16
+        warmup = config.learning_rate.warmup
+        self._warmup = self._horizon / 50 if warmup is None else warmup / scale
+        bits = config.activation_bits if config.quantized else 16
         self.curves: dict[str, Curve] = {
             "learning_rate": _rate(config),
             "weight_decay": _decay(config),
             "quantizer_strength": _strength(config),
+            "activation_bits": (Stage(1, bits, bits),),
         } | {str(name): stages for name, stages in config.curves.items()}
         for name, stages in self.curves.items():
             _check(name, stages)
@@ -65,7 +68,7 @@ class Schedule:
             ramp * evaluate(self.curves["learning_rate"], position),
             evaluate(self.curves["weight_decay"], position),
             evaluate(self.curves["quantizer_strength"], position),
-            self._activation_bits,
+            int(evaluate(self.curves["activation_bits"], position)),
         )
 
 
@@ -124,6 +127,10 @@ def _check(name: str, stages: Curve) -> None:
         raise ConfigError(f"schedule.curves.{name}: the stages' `until` must rise and end with 1, not {ends}")
     if name == "quantizer_strength" and any(max(stage.start, stage.end) > 1 for stage in stages):
         raise ConfigError(f"schedule.curves.{name}: goes beyond 1, where the quantiser is fully on")
+    if name == "activation_bits" and any(
+        stage.start != stage.end or stage.end not in (8, 16) for stage in stages
+    ):
+        raise ConfigError(f"schedule.curves.{name}: a stage starts and ends with 8, or with 16")
     begin = 0.0
     for stage in stages:
         first = begin if stage.begin is None else stage.begin

@@ -57,7 +57,6 @@ def test_tokens_and_steps_are_the_same_run():
             horizon=50 * 256,
             unit="tokens",
             quantizer_warmup=10 * 256,
-            learning_rate=LearningRateConfig(warmup=100 * 256),
         ),
         256,
     )
@@ -114,3 +113,22 @@ def test_a_warm_up_of_the_whole_run_is_refused():
 def test_a_piece_stays_between_its_ends(position, start, end, shape):
     value = evaluate((Stage(1, start, end, shape),), position)
     assert min(start, end) - 1e-12 <= value <= max(start, end) + 1e-12
+
+
+def test_activation_bits_change_from_piece_to_piece():
+    pieces = (Stage(0.25, 16, 16), Stage(1, 8, 8))
+    schedule = Schedule(ScheduleConfig(horizon=100, curves={"activation_bits": pieces}), 1)
+    assert [schedule.at(step).activation_bits for step in (0, 24, 25, 99)] == [16, 16, 8, 8]
+    for wrong in (Stage(1, 16, 8), Stage(1, 7, 7)):
+        with pytest.raises(ConfigError, match="activation_bits"):
+            Schedule(ScheduleConfig(horizon=100, curves={"activation_bits": (wrong,)}), 1)
+
+
+def test_the_warm_up_is_a_fiftieth_of_the_horizon_unless_it_is_given():
+    for config, scale in (
+        (ScheduleConfig(horizon=1000), 1),
+        (ScheduleConfig(horizon=64_000, unit="tokens"), 64),
+    ):
+        rates = [Schedule(config, scale).at(step).learning_rate for step in range(25)]
+        assert rates[9] / rates[0] == pytest.approx(10, rel=0.02)
+        assert max(rates) in rates[19:21]
