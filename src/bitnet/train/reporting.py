@@ -1,6 +1,6 @@
 """Everything a run says and writes besides its state: rows, curves, lines, evaluations.
 
-Evaluation is a collective: every process calls every method, the first one writes.
+Every process calls every method. The first one writes; what goes wrong there is raised on all of them.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from bitnet.nn import Transformer
 from bitnet.train.config import TrainingConfig
@@ -68,26 +69,29 @@ class Reporting:
             FormatError: the record of the interrupted run is damaged.
             ResourceError: a package of a sink is not installed, or the disk is full.
         """
-        report = self._config.report
         self._last_step = steps
         self._peak = self._parallel.world * peak_flops(
             self._parallel.device, multiplies_in_bfloat16(self._config.compute, self._parallel.device)
         )
-        if self._parallel.first:
-            names = [text.name for text in self._texts]
-            columns = [*_COLUMNS, *(f"heldout:{name}" for name in names)]
-            if self._packed:
-                columns += [f"packed:{name}" for name in names]
-            self._record = Record(self._directory, columns, step)
-            if report.tensorboard:
-                self._sinks.append(TensorBoard(self._directory, step))
-            if report.wandb is not None:
-                rows, config = self._record.rows(), self._config.to_dict()
-                self._sinks.append(WeightsAndBiases(self._directory, report.wandb, config, rows))
+        self._parallel.from_first(lambda: self._open(step))
         self._progress.start(step, steps)
         for text in notices:
             self.notice(text)
         self._interval = _Interval()
+
+    def _open(self, step: int) -> None:
+        """The record and the sinks of the first process."""
+        report = self._config.report
+        names = [text.name for text in self._texts]
+        columns = [*_COLUMNS, *(f"heldout:{name}" for name in names)]
+        if self._packed:
+            columns += [f"packed:{name}" for name in names]
+        self._record = Record(self._directory, columns, step)
+        if report.tensorboard:
+            self._sinks.append(TensorBoard(self._directory, step))
+        if report.wandb is not None:
+            rows, config = self._record.rows(), self._config.to_dict()
+            self._sinks.append(WeightsAndBiases(self._directory, report.wandb, config, rows))
 
     def step(self, step: int, result: StepResult, values: Values, skipped: int, model: Transformer) -> None:
         """After each step: shows it, and at intervals evaluates and writes a row."""
@@ -101,16 +105,19 @@ class Reporting:
         row = self._row(step, values, skipped)
         results = self._evaluate(model) if evaluate else {}
         self._progress.evaluation(step, results)
-        if self._record is not None:
-            self._record.add(row | results)
-        for sink in self._sinks:
-            sink.add(step, row | results)
+        self._parallel.from_first(lambda: self._write(step, row | results))
         self._interval = _Interval()
+
+    def _write(self, step: int, row: Mapping[str, float]) -> None:
+        if self._record is not None:
+            self._record.add(row)
+        for sink in self._sinks:
+            sink.add(step, row)
 
     def codes(self, step: int, layers: Mapping[str, tuple[float, float]]) -> None:
         """Zero fraction and flip rate of every layer."""
-        if self._record is not None:
-            self._record.add_codes(step, layers)
+        record = self._record
+        self._parallel.from_first(lambda: record.add_codes(step, layers) if record is not None else None)
 
     def notice(self, text: str) -> None:
         """A line that must be seen."""
@@ -139,13 +146,12 @@ class Reporting:
         results = {f"heldout:{text.name}": bits_per_byte(model, text, length) for text in self._texts}
         if self._packed and self._texts:
             tensors = whole_tensors(model)
-            if self._parallel.first:
-                packed = packed_model(tensors, self._config.model)
-                results |= {
-                    f"packed:{text.name}": packed_bits_per_byte(packed, text, length) for text in self._texts
-                }
-            self._parallel.wait()
+            results |= self._parallel.from_first(lambda: self._evaluate_packed(tensors, length))
         return results
+
+    def _evaluate_packed(self, tensors: Mapping[str, Tensor], length: int) -> dict[str, float]:
+        packed = packed_model(tensors, self._config.model)
+        return {f"packed:{text.name}": packed_bits_per_byte(packed, text, length) for text in self._texts}
 
     def __exit__(
         self,

@@ -2,11 +2,12 @@
 
 import math
 import sys
+from dataclasses import dataclass
 
 import pytest
 import torch
 
-from bitnet.errors import DivergedError, ResourceError
+from bitnet.errors import DivergedError, FormatError, ResourceError
 from bitnet.nn import Transformer
 from bitnet.train import reporting
 from bitnet.train.config import TrainingConfig
@@ -177,11 +178,28 @@ def test_tensorboard_sees_every_step_of_a_resumed_run_once(tmp_path, report, mod
     assert [event.step for event in events.Scalars("heldout/story")] == [3]
 
 
+@dataclass(frozen=True)
+class Second(Parallel):
+    """The second process of two, where the first does well or fails."""
+
+    rank: int = 1
+    fault: Exception | None = None
+
+    def from_first(self, work):
+        if self.fault:
+            raise self.fault
+
+
 def test_only_the_first_process_writes(tmp_path, report, model, capsys):
-    with report(Parallel(1, 1), tensorboard=True) as opened:
+    with report(Second(), tensorboard=True) as opened:
         opened.start(0, 6, ["unheard"])
         for step in (1, 2, 3):
             opened.step(step, GOOD, VALUES, 0, model)
         opened.codes(3, {"a": (0.5, 0.5)})
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr().err == ""
+
+
+def test_a_damaged_record_ends_every_process(report):
+    with pytest.raises(FormatError, match="line 7"), report(Second(fault=FormatError("line 7"))) as opened:
+        opened.start(0, 6, [])
