@@ -3,9 +3,9 @@
     python benchmarks/train_step.py --preset stories --batch 8 --seq 256
 
 Forward, backward, clipping and AdamW, the two models in turn (A B A B) in one process; medians, and the
-quartiles of the ratios of neighbours. CPU time is the whole process's: on a busy machine compare that, with one
-thread (more would count their waiting). Memory is what PyTorch's allocator holds at the peak of a step above
-its start, from the profiler.
+quartiles of the ratios of neighbours. CPU time is the whole process's: on a busy machine compare that, with
+one thread (more would count their waiting). Memory is what PyTorch's allocator holds at the peak of a step
+above its start, from the profiler.
 """
 
 from __future__ import annotations
