@@ -14,10 +14,9 @@ import pytest
 from bitnet.load import embedded_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "recipes.md"
-RECIPES = {
-    title: re.findall(r"^```(\w+)\n(.*?)^```", body, re.MULTILINE | re.DOTALL)
-    for title, body in re.findall(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-}
+SECTION = re.compile(r"^## ([^\n]+)\n(.*?)(?=^## |\Z)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+RECIPES = {title: BLOCK.findall(body) for title, body in SECTION.findall(PAGE.read_text("utf-8"))}
 CHAT_MODEL = "microsoft/bitnet-b1.58-2B-4T"
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"

@@ -49,6 +49,7 @@ class Row:
             raise FormatError(f"{self.where}: {key} is {_kind(value)}, expected a string")
         if not value and not empty:
             raise FormatError(f"{self.where}: {key} is empty")
+        self._check_characters(key, value)
         return value
 
     def texts(self, key: str) -> list[str]:
@@ -65,7 +66,13 @@ class Row:
         for place, item in enumerate(value):
             if not isinstance(item, str) or not item:
                 raise FormatError(f"{self.where}: {key}[{place}] is {_kind(item)}, expected a string")
+            self._check_characters(f"{key}[{place}]", item)
         return value
+
+    def _check_characters(self, key: str, value: str) -> None:
+        # JSON can spell what UTF-8, and so a tokenizer, cannot
+        if any("\ud800" <= char <= "\udfff" for char in value):
+            raise FormatError(f"{self.where}: {key} holds half a surrogate pair, which is no character")
 
     def index(self, key: str, count: int) -> int:
         """The whole number 0..count-1 under `key`.

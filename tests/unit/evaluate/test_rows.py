@@ -88,6 +88,7 @@ def test_what_unpacks_to_too_much(tmp_path, monkeypatch):
         (3, "k is 3, expected a string"),
         ("", "k is empty"),
         ([["x" * 90]], r"k is a list of \[\['xxx"),
+        ("a\ud800", "k holds half a surrogate pair"),
     ],
 )
 def test_not_a_text(value, message):
@@ -95,7 +96,7 @@ def test_not_a_text(value, message):
         Row("here: line 7", {"k": value}).text("k")
 
 
-@pytest.mark.parametrize("value", [None, "ab", [], ["one"], ["a", 3], ["a", ""], {"a": "b"}])
+@pytest.mark.parametrize("value", [None, "ab", [], ["one"], ["a", 3], ["a", ""], ["a", "\udc80"], {"a": "b"}])
 def test_not_texts(value):
     with pytest.raises(FormatError, match="here: k"):
         Row("here", {"k": value}).texts("k")
