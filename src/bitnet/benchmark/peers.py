@@ -14,6 +14,7 @@ import subprocess
 import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -24,10 +25,13 @@ from bitnet.benchmark.cases import Case, Runner, fixed_ids
 from bitnet.errors import InputError, ResourceError
 
 _WARM_UP_STEPS = 2  # of decode; the peers' own first-use work is done then, and transformers' steps are slow
+_LLAMA_ERROR = 4  # GGML_LOG_LEVEL_ERROR
 _LLAMA_ACTIVATION = (
     "llama.cpp's graph for the architecture `bitnet` applies SiLU where relu² is meant: equal cost, other "
     "text (forks differ). Activations are quantised in blocks that depend on the type of the weights; keys "
-    "and values are float16; the head has the type of the file's output or embedding tensor."
+    "and values are float16; the head has the type of the file's output or embedding tensor. Its threads "
+    "spin while they wait: where something else keeps a core busy, as many threads as cores are slower than "
+    "one."
 )
 
 
@@ -253,6 +257,8 @@ class _LlamaCpp:
             position += step
 
     def _load(self, context: int, threads: int) -> Any:
+        complaints, _ = _llama_log(self._library)
+        complaints.clear()
         try:
             return self._library.Llama(
                 self._gguf,
@@ -264,7 +270,25 @@ class _LlamaCpp:
                 verbose=False,
             )
         except (ValueError, RuntimeError) as error:
-            raise ResourceError(f"llama.cpp cannot load {self._gguf}: {error}") from None
+            reason = complaints[0] if complaints else error
+            raise ResourceError(f"llama.cpp cannot load {self._gguf}: {reason}") from None
+
+
+@cache
+def _llama_log(library: Any) -> tuple[list[str], Any]:
+    """Where llama.cpp's errors go: its exceptions do not say why a file was refused.
+
+    The callback is kept, for the library calls it as long as the process lives.
+    """
+    complaints: list[str] = []
+
+    def note(level: int, text: bytes, _: Any) -> None:
+        if level == _LLAMA_ERROR:
+            complaints.append(text.decode(errors="replace").strip())
+
+    callback = library.llama_log_callback(note)
+    library.llama_log_set(callback, ctypes.c_void_p(0))
+    return complaints, callback
 
 
 class _ProcessPeer:

@@ -108,6 +108,9 @@ class Llama:
 
     def __init__(self, path, *, n_threads, n_threads_batch, n_ctx, n_batch, n_gpu_layers, verbose):
         if path.endswith("broken.gguf"):
+            log(3, b"a warning", None)
+            log(4, b"error loading model: unknown model architecture: 'x'\\n", None)
+            log(4, b"failed to load model\\n", None)
             raise ValueError("Failed to load model from file")
         assert n_threads == n_threads_batch
         assert n_gpu_layers == 0
@@ -120,6 +123,13 @@ class Llama:
         assert self.n_tokens + len(tokens) <= self.n_ctx
         self.evals.append((self.n_tokens, list(tokens)))
         self.n_tokens += len(tokens)
+
+def llama_log_callback(function):
+    return function
+
+def llama_log_set(callback, data):
+    global log
+    log = callback
 
 def llama_model_desc(model, buffer, size):
     buffer.value = b"bitnet 2B TQ2_0"
@@ -169,5 +179,5 @@ def test_llama_cpp_in_its_process(llama_cpp):
         assert peer.run() > 0
         assert "llama_cpp" not in sys.modules
     file = file.rename(llama_cpp / "broken.gguf")
-    with pytest.raises(ResourceError, match=r"cannot load .*broken.gguf: Failed"):
+    with pytest.raises(ResourceError, match=r"cannot load .*broken.gguf: .*unknown model architecture: 'x'$"):
         find_peer("llama.cpp", HERE, file)
