@@ -204,10 +204,30 @@ def test_invalid_utf_8():
         read_tokenizer(Metadata({**keys, "tokenizer.ggml.tokens": damaged}, "here"), config(4))
 
 
-def altered(change):
-    core = train(False, True)
+def altered(change, llama3=False):
+    core = train(llama3, True)
     change(core)
     return core
+
+
+def with_a_word_no_merge_makes(llama3, ignore_merges):
+    """`b c` is merged before `a b`, so that `abc` becomes `a bc` unless words are taken whole."""
+    vocab = {text: number for number, text in enumerate(("a", "b", "c", "bc", "ab", "abc"))}
+    merges = [("b", "c"), ("a", "b"), ("ab", "c")]
+    core = altered(lambda core: None, llama3)
+    core.model = models.BPE(vocab=vocab, merges=merges, ignore_merges=ignore_merges)
+    assert len(core.encode("abc").ids) == (1 if ignore_merges else 2)
+    return core
+
+
+@pytest.mark.parametrize("llama3", [False, True])
+def test_taking_words_whole_where_it_makes_no_difference(llama3):
+    """llama.cpp always does it in Llama 3's kind and never in GPT-2's."""
+    core = altered(lambda core: setattr(core.model, "ignore_merges", not llama3), llama3)
+    found = OurTokenizer.from_json(through_gguf(core).tokenizer_json)
+    ours = OurTokenizer.from_json(core.to_str())
+    for text in TEXTS:
+        assert found.encode(text, add_bos=False) == ours.encode(text, add_bos=False)
 
 
 @pytest.mark.parametrize(
@@ -217,9 +237,10 @@ def altered(change):
         altered(lambda core: setattr(core, "normalizer", normalizers.NFC())),
         altered(lambda core: setattr(core, "pre_tokenizer", pre_tokenizers.Whitespace())),
         altered(lambda core: setattr(core, "pre_tokenizer", pre_tokenizers.ByteLevel(add_prefix_space=True))),
-        altered(lambda core: setattr(core.model, "ignore_merges", True)),
+        with_a_word_no_merge_makes(llama3=False, ignore_merges=True),
+        with_a_word_no_merge_makes(llama3=True, ignore_merges=False),
     ],
-    ids=["word level", "normaliser", "pre-tokeniser", "prefix space", "whole words"],
+    ids=["word level", "normaliser", "pre-tokeniser", "prefix space", "whole words", "merges only"],
 )
 def test_what_gguf_has_no_name_for(core):
     with pytest.raises(UnsupportedError, match="another way"):

@@ -104,6 +104,8 @@ def write_tokenizer(
     state = json.loads(tokenizer_json)
     model = state["model"]
     pre = _name_of_pre_tokenizer(state, where)
+    if bool(model.get("ignore_merges")) != (pre == _LLAMA3) and not _merges_reach_every_word(tokenizer_json):
+        raise _other_kind(where)
     content: dict[int, tuple[str, int]] = {number: (text, _NORMAL) for text, number in model["vocab"].items()}
     for token in state["added_tokens"]:
         content[token["id"]] = (token["content"], _CONTROL if token["special"] else _USER_DEFINED)
@@ -185,11 +187,32 @@ def _name_of_pre_tokenizer(state: Mapping[str, Any], where: str) -> str:
             model["type"] == "BPE"
             and _plain(pre) == _plain(ours)
             and not state.get("normalizer")
-            and bool(model.get("ignore_merges")) == (name == _LLAMA3)
             and not model.get("byte_fallback")
         ):
             return name
-    raise UnsupportedError(
+    raise _other_kind(where)
+
+
+def _merges_reach_every_word(tokenizer_json: str) -> bool:
+    """Whether it makes no difference if words that are tokens are taken whole (`ignore_merges`).
+
+    That holds where the merges alone turn each token that can be a word into itself.
+    """
+    core = tokenizers.Tokenizer.from_str(tokenizer_json)
+    core.model.ignore_merges = False
+    added = {token.content for token in core.get_added_tokens_decoder().values()}
+    for text in core.get_vocab(with_added_tokens=False).keys() - added:
+        if len(core.model.tokenize(text)) != 1:
+            return False
+    for text in added:
+        pieces = core.pre_tokenizer.pre_tokenize_str(text)
+        if len(pieces) == 1 and len(core.model.tokenize(pieces[0][0])) != 1:
+            return False
+    return True
+
+
+def _other_kind(where: str) -> UnsupportedError:
+    return UnsupportedError(
         f"{where}: GGUF files are written with Llama 3's or GPT-2's byte-level BPE; this tokenizer cuts "
         "text in another "
         "way, for which llama.cpp has its own code. Convert to 'packed', or remove the tokenizer's files to "

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bitnet.config import ModelConfig
 from bitnet.errors import UnsupportedError
 from bitnet.formats.checkpoint import Checkpoint
 from bitnet.formats.gguf import float_blocks, ternary_blocks
@@ -67,6 +68,9 @@ def write_gguf(
     metadata["general.quantization_version"] = _QUANTIZATION_VERSION
     if kind is I2_S:
         metadata[f"{architecture}.i2_s_layout"] = X86
+    else:
+        for reason in _refused_by_llama_cpp(checkpoint.config):
+            _log.warning("%s: llama.cpp will not load this file: %s", path, reason)
     metadata |= {"tokenizer.ggml.model": "none"} if tokenizer is None else tokenizer
     tensors = {gguf_name(name): item for name, item in plan.items()}
     errors: list[float] = []
@@ -76,6 +80,19 @@ def write_gguf(
         blocks = _reported(blocks, total, progress)
     write_container(path, metadata, tensors, blocks)
     return max(errors)
+
+
+def _refused_by_llama_cpp(config: ModelConfig) -> list[str]:
+    """What of a shape llama.cpp's loader has no place for (`src/models/bitnet.cpp` there)."""
+    reasons = {
+        "it does not know bitnet.cpp's architecture, and would compute SiLU in the place of "
+        + config.hidden_act: config.hidden_act != "silu",
+        "it takes the head from the embedding": not config.tie_word_embeddings,
+        "its projections have no biases": config.attention_bias or config.mlp_bias,
+        f"it wants heads of hidden_size in sum, not {config.query_size}": config.query_size
+        != config.hidden_size,
+    }
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 def _plan(checkpoint: Checkpoint, kind: BlockType, embedding: BlockType) -> dict[str, Planned]:
