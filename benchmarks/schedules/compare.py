@@ -122,7 +122,7 @@ def draw_losses(runs: dict[str, list[list[dict[str, str]]]], path: Path) -> None
 
 def draw_codes(out: Path, path: Path) -> None:
     """Zero fraction and flip rate of every layer over tokens, with and without the drop; seed 0."""
-    figure = Figure(figsize=(10, 6.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(10, 6.4), dpi=80, layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey="row")
     for place, name in enumerate(("two-stage", "single-stage")):
         rows = read(out / f"{name}-0" / "codes.csv")
