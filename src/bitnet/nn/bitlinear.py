@@ -54,8 +54,10 @@ def int8_codes(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
     """
     x = x.float()
     largest = 2 ** (bits - 1) - 1
+    # the maximum of |x| without a copy of x
+    absmax = torch.maximum(x.amax(dim=-1, keepdim=True), x.amin(dim=-1, keepdim=True).neg_())
     # a Python number over a tensor is its reciprocal times the number, which rounds twice
-    scale = x.new_tensor(float(largest)) / x.abs().amax(dim=-1, keepdim=True).clamp_(min=_SMALLEST)
+    scale = x.new_tensor(float(largest)) / absmax.clamp_(min=_SMALLEST)
     return (x * scale).round_().clamp_(-largest - 1, largest), scale
 
 
