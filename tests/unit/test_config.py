@@ -44,7 +44,7 @@ def test_presets_survive_json(name, mode):
 
 
 def test_unknown_preset_lists_the_known():
-    with pytest.raises(ConfigError, match="unknown preset '3t'; known are .*2b4t, stories"):
+    with pytest.raises(ConfigError, match=r"unknown preset '3t'; known are .*2b4t, stories"):
         preset("3t")
 
 
