@@ -2,6 +2,7 @@
 
 from bitnet.nn.bitlinear import BitLinear, FrozenBitLinear
 from bitnet.nn.cache import KeyValueCache
+from bitnet.nn.convert import convert
 from bitnet.nn.transformer import Transformer
 
-__all__ = ["BitLinear", "FrozenBitLinear", "KeyValueCache", "Transformer"]
+__all__ = ["BitLinear", "FrozenBitLinear", "KeyValueCache", "Transformer", "convert"]
