@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -60,6 +62,16 @@ def train(
             "--threads", "-t", min=1, metavar="N", rich_help_panel=_RUN, help="CPU threads a process."
         ),
     ] = None,
+    launcher: Annotated[
+        Literal["ray"] | None,
+        typer.Option(
+            rich_help_panel=_RUN,
+            help="ray: train in --workers processes of a Ray cluster, or of this machine.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, metavar="N", rich_help_panel=_RUN, help="Processes of --launcher.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(rich_help_panel=_SHORT, help="model.preset, the model's shape.")
     ] = None,
@@ -99,15 +111,11 @@ def train(
         typer.Option(rich_help_panel=_OUTPUT, help="packed: 2 bits a weight; bf16: masters to train on."),
     ] = "packed",
 ) -> None:
-    """Train a ternary model, on one process or under torchrun.
+    """Train a ternary model, on one process, under torchrun, or in workers of Ray.
 
     Ctrl-C saves the state and ends; --resume goes on from there to the bit.
     """
     _require("torch", "matplotlib", "pydantic", "yaml")
-    import torch
-
-    from bitnet.train.parallel import processes
-
     short = _short_forms(preset, data, heldout, steps)
     changes = [*short, *(assignments or ())]
     if plot_schedule is not None:
@@ -115,20 +123,37 @@ def train(
         return
     if out is None:
         raise InputError("--out is missing; the run needs a folder")
+    if (launcher is None) != (workers is None):
+        raise InputError("--launcher and --workers go together: --launcher ray --workers 2")
+    if resume and export is None and (config is not None or tokenizer is not None):
+        raise InputError(
+            f"--resume takes configuration and tokenizer from {out}; leave the others out, and "
+            "change single values by --set"
+        )
+    if export is not None:
+        work = partial(_export, out, export, export_format)
+    elif resume:
+        work = partial(_run, out, None, changes, tokenizer)
+    else:
+        work = partial(_run, out, _values(config, out, resume, changes), (), tokenizer)
+    if workers is None:
+        _join(work, threads)
+    else:
+        from bitnet.train.ray_launcher import launch
+
+        launch(partial(_join, work, threads), workers, out, threads)
+
+
+def _join(work: Callable[[Parallel], None], threads: int | None) -> None:
+    """Do the work as one process of the run's."""
+    import torch
+
+    from bitnet.train.parallel import processes
+
     if threads is not None:
         torch.set_num_threads(threads)
     with processes() as parallel:
-        if export is not None:
-            _export(out, export, export_format, parallel)
-        elif resume:
-            if config is not None or tokenizer is not None:
-                raise InputError(
-                    f"--resume takes configuration and tokenizer from {out}; leave the others out, and "
-                    "change single values by --set"
-                )
-            _run(out, None, changes, tokenizer, parallel)
-        else:
-            _run(out, _values(config, out, resume, changes), (), tokenizer, parallel)
+        work(parallel)
 
 
 def _require(*packages: str) -> None:

@@ -22,13 +22,13 @@ from bitnet.errors import BitnetError, ConfigError, ResourceError
 from bitnet.nn import Transformer
 
 # PyTorch waits 10 to 30 minutes; the first process may evaluate a large text or learn a tokenizer for longer
-_PATIENCE = timedelta(hours=4)
+PATIENCE = timedelta(hours=4)
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """This process among its peers; `world` is 1 without torchrun."""
+    """This process among its peers; `world` is 1 without a launcher."""
 
     rank: int = 0
     world: int = 1
@@ -106,11 +106,14 @@ def check_batch(parallel: Parallel, batch_size: int) -> None:
 def processes() -> Iterator[Parallel]:
     """Join the processes that torchrun started, for the length of the block.
 
+    A process group that is there already stays: Ray makes one, sets torchrun's variables, and ends it.
+
     Raises:
         ResourceError: a peer was lost or cannot be reached, or memory does not suffice.
         ConfigError: torchrun's variables are not whole, or ask for a GPU that is not there.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    joined = dist.is_initialized()
     try:
         yield Parallel(device=_device(0)) if world == 1 else _join(world)
     except (dist.DistError, RuntimeError) as error:
@@ -123,14 +126,15 @@ def processes() -> Iterator[Parallel]:
             ) from None
         raise
     finally:
-        if dist.is_initialized():
+        if dist.is_initialized() and not joined:
             dist.destroy_process_group()
 
 
 def _join(world: int) -> Parallel:
     device = _device(int(os.environ.get("LOCAL_RANK", "0")))
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except ValueError as error:  # a variable is missing
         raise ConfigError(f"WORLD_SIZE is {world}, but {error}; start the processes by torchrun") from None
     return Parallel(dist.get_rank(), world, device)
