@@ -23,8 +23,8 @@ def convert(model: _Model, skip: Sequence[str] = (_HEAD,)) -> tuple[_Model, list
     """Make every `nn.Linear` in `model` a `BitLinear` whose masters are the weights that are there.
 
     Left as they are: what `skip` names; subclasses of `nn.Linear`, which may compute something else
-    (BitLinear itself, parametrised layers, adapters, the output layer of `nn.MultiheadAttention`); and a layer
-    whose weight a module of another kind holds, too: a head that is tied to its embedding.
+    (BitLinear itself, parametrised layers, adapters, the output layer of `nn.MultiheadAttention`); and a
+    layer whose weight a module of another kind holds, too: a head that is tied to its embedding.
 
     Args:
         model: changed in place.
