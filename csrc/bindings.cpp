@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "layer_bindings.h"
 #include "model/bandwidth.h"
 #include "model/transformer.h"
 
@@ -325,4 +326,5 @@ NB_MODULE(_core, m) {
   m.def("quantize_int8", &quantize_int8, "x"_a, "isa"_a);
   m.def("ternary_matmul", &ternary_matmul, "x"_a, "packed"_a, "isa"_a);
   m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "eps"_a, "isa"_a);
+  bitnet::bind_layers(m);
 }

@@ -44,7 +44,7 @@ struct Tile {
 // Tokens first..first+count of every layer, cut into tiles. Rows vary slowest, so that a thread reuses
 // weights from its cache for the next tokens.
 struct Grid {
-  std::initializer_list<LinearOutput> outputs;
+  const std::vector<LinearOutput>& outputs;
   std::size_t first_token, tokens, tile_rows, tile_tokens;
 
   std::size_t token_tiles() const { return (tokens + tile_tokens - 1) / tile_tokens; }
@@ -59,7 +59,7 @@ struct Grid {
   Tile tile(std::size_t index) const {
     std::size_t row = index / token_tiles();
     const std::size_t token = index % token_tiles() * tile_tokens;
-    const LinearOutput* output = outputs.begin();
+    const LinearOutput* output = outputs.data();
     for (; row >= row_tiles(*output); ++output) row -= row_tiles(*output);
     // Equal tiles: a layer's last one would otherwise be a short rest.
     const std::size_t total = output->linear->rows, count = row_tiles(*output);
@@ -177,7 +177,7 @@ void Linear::add_columns(const std::uint8_t* packed, ThreadPool& pool) {
 }
 
 void run_linears(const Kernels& kernels, ThreadPool& pool, QuantizedRows& x, std::size_t tokens,
-                 std::initializer_list<LinearOutput> outputs) {
+                 const std::vector<LinearOutput>& outputs) {
   std::size_t rows = 0;
   for (const LinearOutput& output : outputs) rows += output.linear->rows;
   const std::size_t by_table = table_tokens(kernels, tokens, rows);

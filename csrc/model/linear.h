@@ -2,7 +2,6 @@
 #pragma once
 
 #include <cstdint>
-#include <initializer_list>
 #include <vector>
 
 #include "../kernels/kernels.h"
@@ -60,6 +59,6 @@ struct LinearOutput {
 // Several layers on the same input in one parallel region: one quantisation, one barrier. Many tokens go
 // through tables where the kernels have them; sums are integers, so the way taken changes no bit.
 void run_linears(const Kernels& kernels, ThreadPool& pool, QuantizedRows& x, std::size_t tokens,
-                 std::initializer_list<LinearOutput> outputs);
+                 const std::vector<LinearOutput>& outputs);
 
 }  // namespace bitnet

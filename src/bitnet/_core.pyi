@@ -51,3 +51,20 @@ def ternary_matmul(x: NDArray[np.int8], packed: NDArray[np.uint8], isa: str) -> 
 def rms_norm(
     x: NDArray[np.float32], weight: NDArray[np.float32], eps: float, isa: str
 ) -> NDArray[np.float32]: ...
+
+class LayerPool:
+    def __init__(self, threads: int, isa: str) -> None: ...
+
+class TernaryLinear:
+    def __init__(self, packed: NDArray[np.uint8], scale: float, pool: LayerPool) -> None: ...
+
+def multiply_together(
+    layers: Sequence[TernaryLinear], x: NDArray[np.float32], outputs: Sequence[NDArray[np.float32]]
+) -> None: ...
+
+def head_product(
+    pool: LayerPool,
+    x: NDArray[np.float32],
+    weight: NDArray[np.uint16] | NDArray[np.float32],
+    y: NDArray[np.float32],
+) -> None: ...
