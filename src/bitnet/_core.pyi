@@ -61,7 +61,6 @@ class TernaryLinear:
 def multiply_together(
     layers: Sequence[TernaryLinear], x: NDArray[np.float32], outputs: Sequence[NDArray[np.float32]]
 ) -> None: ...
-
 def head_product(
     pool: LayerPool,
     x: NDArray[np.float32],
