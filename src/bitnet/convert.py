@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -163,9 +163,7 @@ def _write_folder(path: Path, checkpoint: Checkpoint, target: Target, progress: 
     blocks: Iterator[NDArray[Any]] = (
         block for name in shapes for block in _blocks(checkpoint, name, plan[name])
     )
-    if progress is not None:
-        blocks = _reported(blocks, shapes, progress)
-    write_model_files(path, config, shapes, blocks, files=_companions(checkpoint))
+    write_model_files(path, config, shapes, blocks, files=_companions(checkpoint), progress=progress)
 
 
 @dataclass(frozen=True)
@@ -210,17 +208,6 @@ def _blocks(checkpoint: Checkpoint, name: str, item: _Planned) -> Iterator[NDArr
         for start in range(0, item.shape[0], step):
             part = tensor.rows(start, min(start + step, item.shape[0]))
             yield part.data if part.dtype == item.dtype else narrow(part.float32())
-
-
-def _reported(
-    blocks: Iterator[NDArray[Any]], shapes: Mapping[str, tuple[str, tuple[int, ...]]], progress: Progress
-) -> Iterator[NDArray[Any]]:
-    total = sum(NUMPY_DTYPES[dtype].itemsize * math.prod(shape) for dtype, shape in shapes.values())
-    done = 0
-    for block in blocks:
-        yield block
-        done += block.nbytes
-        progress(done, total)
 
 
 def _companions(checkpoint: Checkpoint) -> dict[str, bytes]:

@@ -246,6 +246,7 @@ def _plot(values: dict[str, Any], path: Path) -> None:
             "learning rate": (steps, [values.learning_rate for values in at]),
             "weight decay": (steps, [values.weight_decay for values in at]),
             "quantiser strength λ": (steps, [values.quantizer_strength for values in at]),
+            "activation bits": (steps, [values.activation_bits for values in at]),
         },
         path,
         "step",

@@ -7,6 +7,7 @@ multiplies, y = (codes x) * scale. Masters are quantised here; a `bitlinear` sca
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -29,7 +30,7 @@ from bitnet.formats.safetensors import (
     read_checkpoint_files,
     write_safetensors,
 )
-from bitnet.formats.tensor import Tensor
+from bitnet.formats.tensor import NUMPY_DTYPES, Tensor
 from bitnet.formats.validate import multiplier, validate
 from bitnet.json_file import read_json_object
 from bitnet.quantize.packing import pack_2bit
@@ -154,12 +155,16 @@ def write_model_files(
     blocks: Iterable[NDArray[Any]],
     metadata: Mapping[str, str] | None = None,
     files: Mapping[str, bytes] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """`write_checkpoint` for tensors that are made while they are written, unchecked.
 
     Args:
         files: more files of the folder by name; they replace generated ones.
+        progress: called with the bytes written so far and their total, block by block.
     """
+    if progress is not None:
+        blocks = _reported(blocks, shapes, progress)
     with _new_folder(Path(directory)) as folder:
         write_safetensors(folder / SINGLE_FILE, shapes, blocks, metadata or {"format": "pt"})
         _write_json(folder / "config.json", config.to_dict())
@@ -170,6 +175,19 @@ def write_model_files(
         )
         for name, content in (files or {}).items():
             (folder / name).write_bytes(content)
+
+
+def _reported(
+    blocks: Iterable[NDArray[Any]],
+    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
+    progress: Callable[[int, int], None],
+) -> Iterator[NDArray[Any]]:
+    total = sum(NUMPY_DTYPES[dtype].itemsize * math.prod(shape) for dtype, shape in shapes.values())
+    done = 0
+    for block in blocks:
+        yield block
+        done += block.nbytes
+        progress(done, total)
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def resolve(path_or_id: str | Path) -> Path:
         )
     if isinstance(path_or_id, Path) or not _REPOSITORY_ID.fullmatch(path_or_id):
         raise FormatError(
-            f"{path_or_id}: no such folder; name a local folder or a Hub id of the form owner/name"
+            f"{path_or_id}: not found; name a local folder, a GGUF file, or a Hub id of the form owner/name"
         )
     return _download(path_or_id)
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import NormalDist
@@ -27,7 +27,6 @@ from bitnet.config import ModelConfig, QuantizationMode
 from bitnet.errors import InputError
 from bitnet.formats.checkpoint import write_model_files
 from bitnet.formats.safetensors import file_order
-from bitnet.formats.tensor import NUMPY_DTYPES
 from bitnet.formats.tensor_names import Expected, expected_tensors
 from bitnet.quantize.bfloat16 import narrow
 
@@ -149,22 +148,7 @@ def synthesize(
         for index, name in enumerate(shapes)
         for block in _random_blocks(name, expected[name], config, votes, np.random.default_rng([seed, index]))
     )
-    if progress is not None:
-        blocks = _reported(blocks, shapes, progress)
-    write_model_files(directory, config, shapes, blocks)
-
-
-def _reported(
-    blocks: Iterator[NDArray[Any]],
-    shapes: Mapping[str, tuple[str, tuple[int, ...]]],
-    progress: Callable[[int, int], None],
-) -> Iterator[NDArray[Any]]:
-    total = sum(NUMPY_DTYPES[dtype].itemsize * math.prod(shape) for dtype, shape in shapes.values())
-    done = 0
-    for block in blocks:
-        yield block
-        done += block.nbytes
-        progress(done, total)
+    write_model_files(directory, config, shapes, blocks, progress=progress)
 
 
 def _random_blocks(

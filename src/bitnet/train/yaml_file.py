@@ -52,6 +52,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         if len(content) > _MOST_BYTES:
             raise FormatError(f"{path}: has more than {_MOST_BYTES} bytes; that is no training configuration")
         values = _parse(content.decode("utf-8"))
+    except FileNotFoundError:
+        raise FormatError(f"{path}: not found") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise FormatError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
     if not isinstance(values, dict):

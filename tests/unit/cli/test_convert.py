@@ -122,7 +122,7 @@ class TestCompanions:
             assert loaded.stop_tokens == {0}
         assert texts[0] == texts[1]
 
-    def test_chat_survives_a_file(self, run, bitnet, tmp_path):
+    def test_chat_survives_a_file(self, run, bitnet, chat_model, tmp_path):
         config = ModelConfig(
             vocab_size=260,
             hidden_size=256,
@@ -134,7 +134,8 @@ class TestCompanions:
             bos_token_id=0,
         )
         synthesize(config, tmp_path / "source", seed=1)
-        add_tokenizer(tmp_path / "source")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            shutil.copy(chat_model / name, tmp_path / "source")
         (tmp_path / "source" / "generation_config.json").write_text('{"eos_token_id": [1, 9]}')
         file, _ = run(tmp_path / "source", "gguf-i2_s")
         back, _ = run(file, "packed", "back")
@@ -159,23 +160,6 @@ class TestCompanions:
         back, _ = run(path, "packed", "back")
         assert not (back / "tokenizer.json").exists()
         assert read_checkpoint(back).stop_tokens == read_checkpoint(golden / "packed_offline").stop_tokens
-
-
-def add_tokenizer(folder):
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {char: 2 + place for place, char in enumerate(alphabet)} | {"<bos>": 0, "<turn>": 1}
-    core = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    core.add_special_tokens(
-        [AddedToken(name, special=True, normalized=False) for name in ("<bos>", "<turn>")]
-    )
-    core.save(str(folder / "tokenizer.json"))
-    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}<turn>{% endfor %}"
-    settings = {"bos_token": "<bos>", "chat_template": template}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
 class TestRefusals:

@@ -85,14 +85,14 @@ def test_only_what_a_model_needs_is_downloaded(download):
 )
 def test_what_is_no_repository_id_is_never_looked_up(name, download):
     calls = download("/never")
-    with pytest.raises(FormatError, match=r"no such folder|cannot be opened|name is empty"):
+    with pytest.raises(FormatError, match=r"not found|cannot be opened|name is empty"):
         resolve(name)
     assert calls == []
 
 
 def test_a_path_is_never_looked_up(download):
     calls = download("/never")
-    with pytest.raises(FormatError, match="no such folder"):
+    with pytest.raises(FormatError, match="not found"):
         resolve(Path("owner/name"))
     assert calls == []
 
