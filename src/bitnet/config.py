@@ -11,13 +11,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from bitnet.errors import ConfigError, UnsupportedError
 from bitnet.json_file import read_json_object
-
-LinearClass = Literal["autobitlinear", "bitlinear"]
-QuantizationMode = Literal["offline", "online"]
+from bitnet.quant_config import QuantConfig, QuantizationMode
 
 # What transformers or a hub page stores beside the shape; none of it changes the forward pass.
 _DESCRIPTIVE_KEYS = frozenset(
@@ -35,74 +33,15 @@ _DESCRIPTIVE_KEYS = frozenset(
         "use_cache",
     }
 )
-_MODEL_TYPES = ("bitnet", "bitnet-b1.58", "llama")
+# Ours for what transformers' classes would run as something else; it makes them refuse the folder.
+_VARIANT = "bitnet-variant"
+_MODEL_TYPES = ("bitnet", "bitnet-b1.58", "llama", _VARIANT)
 _ACTIVATIONS = ("relu2", "silu")
 
 
 @dataclass(frozen=True)
-class QuantizationConfig:
-    """How the projections are stored and which scale convention they follow.
-
-    Attributes:
-        linear_class: `autobitlinear` multiplies by `weight_scale` = mean|W|; `bitlinear` divides by
-            `weight_scale` = 1 / mean|W|. It decides the convention, nothing else does.
-        quantization_mode: `offline` means packed 2-bit codes on disk, `online` full-precision masters
-            that are quantised in the forward pass.
-    """
-
-    linear_class: LinearClass = "autobitlinear"
-    quantization_mode: QuantizationMode = "offline"
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any], where: str) -> QuantizationConfig:
-        """Read Hugging Face's `quantization_config`; `where` names the file in errors."""
-        method = values.get("quant_method")
-        if method != "bitnet":
-            raise UnsupportedError(
-                f"{where}: quantization_config.quant_method is {method!r}; this library reads 'bitnet'"
-            )
-        linear_class = values.get("linear_class", "bitlinear")  # transformers' default
-        if linear_class not in ("autobitlinear", "bitlinear"):
-            raise UnsupportedError(
-                f"{where}: quantization_config.linear_class is {linear_class!r}; known are "
-                "'autobitlinear' (scale multiplies) and 'bitlinear' (scale divides)"
-            )
-        mode = values.get("quantization_mode", "offline")
-        if mode not in ("offline", "online"):
-            raise ConfigError(
-                f"{where}: quantization_config.quantization_mode is {mode!r}; use 'offline' or 'online'"
-            )
-        if linear_class == "bitlinear" and mode == "online":
-            raise ConfigError(
-                f"{where}: quantization_config.quantization_mode 'online' needs linear_class "
-                "'autobitlinear': bitlinear checkpoints are always packed"
-            )
-        if values.get("use_rms_norm"):
-            raise UnsupportedError(
-                f"{where}: quantization_config.use_rms_norm is set; a norm inside the linear layer is not "
-                "supported yet"
-            )
-        if values.get("modules_to_not_convert") not in (None, [], ["lm_head"]):
-            raise UnsupportedError(
-                f"{where}: quantization_config.modules_to_not_convert is "
-                f"{values['modules_to_not_convert']!r}; only 'lm_head' may stay unquantised"
-            )
-        known = {"quant_method", "linear_class", "quantization_mode", "use_rms_norm", "rms_norm_eps"}
-        _refuse_unknown(values, known | {"modules_to_not_convert"}, f"{where}: quantization_config")
-        return cls(linear_class, mode)
-
-    def to_dict(self) -> dict[str, str]:
-        """Hugging Face's form."""
-        return {
-            "quant_method": "bitnet",
-            "linear_class": self.linear_class,
-            "quantization_mode": self.quantization_mode,
-        }
-
-
-@dataclass(frozen=True)
 class ModelConfig:
-    """A BitNet b1.58 decoder: LLaMA-3 layout with sub-norms (arXiv 2504.12285).
+    """A BitNet decoder in LLaMA-3's layout; `quantization` says which of the line.
 
     Field names and meanings are Hugging Face's. Defaults exist only where transformers' files may leave
     the key out.
@@ -129,7 +68,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_id: tuple[int, ...] = ()
     pad_token_id: int | None = None
-    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    quantization: QuantConfig = field(default_factory=QuantConfig)
 
     def __post_init__(self) -> None:
         for key in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"):
@@ -151,14 +90,7 @@ class ModelConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
-        for key, rows in (
-            ("hidden_size", self.hidden_size),
-            ("intermediate_size", self.intermediate_size),
-            ("num_attention_heads * head_dim", self.query_size),
-            ("num_key_value_heads * head_dim", self.key_value_size),
-        ):
-            if rows % 4:
-                raise ConfigError(f"{key} is {rows}; packed weights need a multiple of 4")
+        self._check_widths()
         if self.hidden_act not in _ACTIVATIONS:
             raise ConfigError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(_ACTIVATIONS)}")
         for key in ("rms_norm_eps", "rope_theta", "initializer_range"):
@@ -170,6 +102,19 @@ class ModelConfig:
             if not isinstance(getattr(self, key), bool):
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; it must be true or false")
         self._check_special_tokens()
+
+    def _check_widths(self) -> None:
+        together, groups = self.quantization.codes_a_byte, self.quantization.groups
+        for key, width in (
+            ("hidden_size", self.hidden_size),
+            ("intermediate_size", self.intermediate_size),
+            ("num_attention_heads * head_dim", self.query_size),
+            ("num_key_value_heads * head_dim", self.key_value_size),
+        ):
+            if width % together:
+                raise ConfigError(f"{key} is {width}; packed weights need a multiple of {together}")
+            if width % groups:
+                raise ConfigError(f"{key} is {width}; it cannot be split into {groups} groups")
 
     def _require_positive(self, key: str) -> None:
         value = getattr(self, key)
@@ -230,7 +175,7 @@ class ModelConfig:
         if missing:
             raise ConfigError(f"{where}: {missing[0]} is missing")
         try:
-            return cls(**kept, quantization=QuantizationConfig.from_dict(quantization, where))
+            return cls(**kept, quantization=QuantConfig.from_dict(quantization, where, model_type))
         except ConfigError as error:
             raise error if str(error).startswith(where) else ConfigError(f"{where}: {error}") from None
 
@@ -246,7 +191,8 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` that transformers and this library read."""
-        values: dict[str, Any] = {"architectures": ["BitNetForCausalLM"], "model_type": "bitnet"}
+        model_type, architecture = self._published_type()
+        values: dict[str, Any] = {"architectures": [architecture], "model_type": model_type}
         for item in fields(self):
             if item.name != "quantization":
                 values[item.name] = getattr(self, item.name)
@@ -256,9 +202,17 @@ class ModelConfig:
         values["quantization_config"] = self.quantization.to_dict()
         return values
 
+    def _published_type(self) -> tuple[str, str]:
+        """model_type and class by which transformers runs this model, or refuses it."""
+        if self.quantization.is_plain and self.quantization.norms == "pre-sub":
+            return "bitnet", "BitNetForCausalLM"
+        if self.quantization.is_plain and self.quantization.norms == "pre" and self.hidden_act == "silu":
+            return "llama", "LlamaForCausalLM"
+        return _VARIANT, "BitNetVariant"
+
     def with_quantization(self, mode: QuantizationMode) -> ModelConfig:
         """The same model stored the other way: `offline` packed or `online` masters (autobitlinear)."""
-        return replace(self, quantization=QuantizationConfig("autobitlinear", mode))
+        return replace(self, quantization=self.quantization.stored_as(mode))
 
 
 _REQUIRED = (

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bitnet import _core
 from bitnet.config import ModelConfig
 from bitnet.errors import InputError
-from bitnet.formats.checkpoint import Checkpoint, TernaryLinear
+from bitnet.formats.checkpoint import Checkpoint, QuantizedLinear
 from bitnet.formats.tensor import Tensor
 from bitnet.generate.model import Cache
 from bitnet.tokenizer import Tokenizer
@@ -230,7 +230,7 @@ def _layer(checkpoint: Checkpoint, index: int) -> dict[str, object]:
     return arrays
 
 
-def _linear(linear: TernaryLinear) -> tuple[NDArray[np.uint8], float, NDArray[np.float32] | None]:
+def _linear(linear: QuantizedLinear) -> tuple[NDArray[np.uint8], float, NDArray[np.float32] | None]:
     return np.ascontiguousarray(linear.packed), float(linear.scale), linear.bias
 
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 import bitnet
-from bitnet.config import ModelConfig, QuantizationConfig
+from bitnet.config import ModelConfig
 from bitnet.formats.synthesize import synthesize
+from bitnet.quant_config import QuantConfig
 
 ODD = {
     "vocab_size": 1000,
@@ -22,7 +23,7 @@ VARIANTS = {
     "untied head": {"tie_word_embeddings": False},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "silu": {"hidden_act": "silu"},
-    "masters": {"quantization": QuantizationConfig("autobitlinear", "online")},
+    "masters": {"quantization": QuantConfig("autobitlinear", "online")},
 }
 PROMPTS = [[1], [2, 3, 4, 5, 6, 7, 8], list(range(100, 133)), [999, 0]]
 

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 import bitnet
-from bitnet.config import ModelConfig, QuantizationConfig
+from bitnet.config import ModelConfig
 from bitnet.cpu_model import CpuModel
 from bitnet.formats.checkpoint import read_checkpoint
 from bitnet.formats.synthesize import synthesize
 from bitnet.formats.tensor import Tensor
 from bitnet.formats.tensor_names import EMBEDDING
 from bitnet.nn import BitLinear, FrozenBitLinear
+from bitnet.quant_config import QuantConfig
 
 SHAPE = {
     "vocab_size": 1000,
@@ -34,7 +35,7 @@ VARIANTS = {
     "untied head": {"tie_word_embeddings": False},
     "biases": {"attention_bias": True, "mlp_bias": True},
     "silu": {"hidden_act": "silu"},
-    "masters": {"quantization": QuantizationConfig("autobitlinear", "online")},
+    "masters": {"quantization": QuantConfig("autobitlinear", "online")},
 }
 TIE_DISTANCE = 2e-5  # in code units; float32 rounding moves a code's argument by at most about 1e-5
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from bitnet.config import PRESETS, ModelConfig, QuantizationConfig, preset
+from bitnet.config import PRESETS, ModelConfig, preset
 from bitnet.errors import ConfigError, FormatError, UnsupportedError
+from bitnet.quant_config import QuantConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -33,7 +34,7 @@ def test_published_form(sound):
 
 def test_from_file():
     config = ModelConfig.from_file(GOLDEN / "bf16_online" / "config.json")
-    assert config.quantization == QuantizationConfig("autobitlinear", "online")
+    assert config.quantization == QuantConfig("autobitlinear", "online")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -133,7 +134,7 @@ def test_llama_must_say_what_transformers_would_default_otherwise(sound, key):
     ("changes", "error", "message"),
     [
         ({"quant_method": "gptq"}, UnsupportedError, "quant_method is 'gptq'"),
-        ({"linear_class": "bitnetlinear"}, UnsupportedError, "linear_class is 'bitnetlinear'"),
+        ({"linear_class": "bitnetlinear"}, ConfigError, "linear_class is 'bitnetlinear'"),
         ({"quantization_mode": "offlin"}, ConfigError, "quantization_mode is 'offlin'"),
         ({"linear_class": "bitlinear", "quantization_mode": "online"}, ConfigError, "needs linear_class"),
         ({"use_rms_norm": True}, UnsupportedError, "use_rms_norm"),
@@ -149,7 +150,7 @@ def test_quantization_keys(sound, changes, error, message):
 
 def test_transformers_default_linear_class_is_bitlinear(sound):
     sound["quantization_config"] = {"quant_method": "bitnet"}
-    assert ModelConfig.from_dict(sound).quantization == QuantizationConfig("bitlinear", "offline")
+    assert ModelConfig.from_dict(sound).quantization == QuantConfig("bitlinear", "offline")
 
 
 @pytest.mark.parametrize(

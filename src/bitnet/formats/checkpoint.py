@@ -1,7 +1,7 @@
 """Checkpoint: a configuration and its named tensors, the one middle type of readers, engines and writers.
 
-Whatever the files say, a linear layer is handed out one way: packed codes and a float32 scale that
-multiplies, y = (codes x) * scale. Masters are quantised here; a `bitlinear` scale is inverted here.
+Whatever the files say, a linear layer is handed out one way: packed codes and float32 scales that
+multiply, y = (codes x) * scale. Masters are quantised here; `bitlinear` scales are inverted here.
 """
 
 from __future__ import annotations
@@ -31,27 +31,43 @@ from bitnet.formats.safetensors import (
     write_safetensors,
 )
 from bitnet.formats.tensor import NUMPY_DTYPES, Tensor
-from bitnet.formats.validate import multiplier, validate
+from bitnet.formats.tensor_names import norm_inside
+from bitnet.formats.validate import multipliers, validate
 from bitnet.json_file import read_json_object
-from bitnet.quantize.packing import pack_2bit
-from bitnet.quantize.weights import ternarize
+from bitnet.quant_config import LinearRecipe
+from bitnet.quantize.packing import pack, unpack
+from bitnet.quantize.weights import quantize_weight
 
 LLAMA3_VOCABULARY, LLAMA3_END_OF_TURN = 128256, 128009  # <|eot_id|>, which 2B4T's config.json does not name
 
 
 @dataclass(frozen=True)
-class TernaryLinear:
-    """One quantised linear layer: y = (codes x) * scale + bias.
+class QuantizedLinear:
+    """One quantised linear layer; `bitnet.quantize.linear` says what it computes.
 
     Attributes:
-        packed: uint8 (out / 4, in), the layout of `bitnet.quantize.packing`.
-        scale: float32, always the multiplying convention.
+        packed: uint8 (out / 4, in) or (out / 8, in), the layouts of `bitnet.quantize.packing`.
+        scales: float32 (recipe.scales,), always the multiplying convention.
         bias: float32 (out,), or None.
+        norm_weight: float32 (in,), of the norm inside, or None.
+        recipe: which quantisers.
     """
 
     packed: NDArray[np.uint8]
-    scale: np.float32
+    scales: NDArray[np.float32]
     bias: NDArray[np.float32] | None
+    norm_weight: NDArray[np.float32] | None
+    recipe: LinearRecipe
+
+    @property
+    def scale(self) -> np.float32:
+        """The one scale of the whole matrix; a defect to ask where there are several."""
+        (scale,) = self.scales
+        return np.float32(scale)
+
+    def codes(self) -> NDArray[np.int8]:
+        """int8, (out, in)."""
+        return unpack(self.packed, self.recipe.weights)
 
 
 @dataclass(frozen=True)
@@ -91,19 +107,30 @@ class Checkpoint:
         """The tensor of that full name, e.g. "model.norm.weight"; KeyError where there is none."""
         return self.tensors[name]
 
-    def linear(self, name: str) -> TernaryLinear:
+    def linear(self, name: str) -> QuantizedLinear:
         """The linear layer `name`, e.g. "model.layers.0.self_attn.q_proj"; KeyError where there is none.
 
         Packed weights are the mapped bytes as they are; masters are quantised anew on every call.
         """
-        weight = self.tensors[f"{name}.weight"]
+        weight, quantization = self.tensors[f"{name}.weight"], self.config.quantization
+        packed_rows = quantization.codes_a_byte if weight.dtype == "U8" else 1
+        recipe = quantization.recipe(name, weight.shape[0] * packed_rows)
         if weight.dtype == "U8":
-            packed, scale = weight.data, multiplier(self.config, self.tensors[f"{name}.weight_scale"])
+            packed, scales = weight.data, multipliers(self.config, self.tensors[f"{name}.weight_scale"])
         else:
-            codes, scale = ternarize(weight.float32())
-            packed = pack_2bit(codes)
-        bias = self.tensors.get(f"{name}.bias")
-        return TernaryLinear(packed, scale, None if bias is None else bias.float32())
+            codes, scales = quantize_weight(weight.float32(), recipe)
+            packed = pack(codes, recipe.weights)
+        return QuantizedLinear(
+            packed,
+            scales,
+            self._floats(f"{name}.bias"),
+            self._floats(norm_inside(self.config, name)) if recipe.norm is not None else None,
+            recipe,
+        )
+
+    def _floats(self, name: str) -> NDArray[np.float32] | None:
+        tensor = self.tensors.get(name)
+        return None if tensor is None else tensor.float32()
 
 
 def read_checkpoint(path_or_id: str | Path) -> Checkpoint:

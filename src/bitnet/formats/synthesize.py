@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.config import ModelConfig, QuantizationMode
+from bitnet.config import ModelConfig
 from bitnet.errors import InputError
 from bitnet.formats.checkpoint import write_model_files
 from bitnet.formats.safetensors import file_order
 from bitnet.formats.tensor_names import Expected, expected_tensors
+from bitnet.quant_config import QuantizationMode
 from bitnet.quantize.bfloat16 import narrow
 
 _SCALES = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bitnet.config import ModelConfig
 from bitnet.errors import FormatError
@@ -44,19 +45,17 @@ def validate(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> 
     for name, item in expected.items():
         _check_layout(name, tensors[name], item, where)
     for name, item in expected.items():
-        _check_values(name, tensors[name], item, where)
+        _check_values(config, name, tensors[name], item, where)
     return tensors
 
 
-def multiplier(config: ModelConfig, stored: Tensor) -> np.float32:
-    """A stored `weight_scale` as the factor of y = (codes x) * scale.
+def multipliers(config: ModelConfig, stored: Tensor) -> NDArray[np.float32]:
+    """A stored `weight_scale` as the factors of y = (codes x) * scale.
 
-    `autobitlinear` stores that factor, `bitlinear` its reciprocal.
+    `autobitlinear` stores these factors, `bitlinear` their reciprocals.
     """
-    scale = stored.float32().reshape(-1)[0]
-    if config.quantization.linear_class == "bitlinear":
-        scale = np.float32(1) / scale
-    return np.float32(scale)
+    scales = stored.float32().reshape(-1)
+    return np.float32(1) / scales if config.quantization.linear_class == "bitlinear" else scales
 
 
 def _drop_tied_head(config: ModelConfig, tensors: Mapping[str, Tensor], where: str) -> dict[str, Tensor]:
@@ -96,25 +95,29 @@ def _check_layout(name: str, tensor: Tensor, expected: Expected, where: str) -> 
     dtypes = ("U8",) if expected.kind == "packed" else FLOATS
     if tensor.dtype not in dtypes:
         raise FormatError(f"{where}: {name} is {tensor.dtype}; expected {' or '.join(dtypes)}")
-    if tensor.shape != expected.shape and not (expected.kind == "scale" and tensor.shape == ()):
+    if tensor.shape != expected.shape and not (
+        expected.shape == (1,) and expected.kind == "scale" and tensor.shape == ()
+    ):
         raise FormatError(
             f"{where}: {name} has shape {list(tensor.shape)}, but the configuration asks for "
             f"{list(expected.shape)}"
         )
 
 
-def _check_values(name: str, tensor: Tensor, expected: Expected, where: str) -> None:
+def _check_values(config: ModelConfig, name: str, tensor: Tensor, expected: Expected, where: str) -> None:
     if expected.kind == "packed":
-        invalid = find_invalid(tensor.data)
+        binary = config.quantization.weights == "binary"  # every pattern of bits is a code then
+        invalid = None if binary else find_invalid(tensor.data)
         if invalid is not None:
             raise FormatError(
                 f"{where}: {name} holds the invalid code 3 in byte {list(invalid)}; the file is damaged"
             )
     elif expected.kind == "scale":
-        scale = tensor.float32().reshape(-1)[0]
+        scales = tensor.float32().reshape(-1)
         # from the smallest normal float32 on, the reciprocal is finite too, whichever convention holds
-        if not np.finfo(np.float32).tiny <= scale < np.inf:
-            raise FormatError(f"{where}: {name} is {scale}; a scale is a positive finite number")
+        wrong = np.flatnonzero(~((np.finfo(np.float32).tiny <= scales) & (scales < np.inf)))
+        if wrong.size:
+            raise FormatError(f"{where}: {name} is {scales[wrong[0]]}; a scale is a positive finite number")
     else:
         flat = tensor.find_non_finite()
         if flat is not None:

@@ -1,7 +1,8 @@
-"""Bit layouts of ternary codes.
+"""Bit layouts of codes on disk.
 
-2-bit rows, the layout of published packed checkpoints: with R = out / 4, the code of row r + i*R stands in
-bits 2i..2i+1 of byte [r, column]. The stored value is code + 1: 0 is -1, 1 is 0, 2 is +1; 3 is invalid.
+Ternary: 2-bit rows, the layout of published packed checkpoints. With R = out / 4, the code of row r + i*R
+stands in bits 2i..2i+1 of byte [r, column]. The stored value is code + 1: 0 is -1, 1 is 0, 2 is +1; 3 is
+invalid. Binary: 1-bit rows, the same with R = out / 8 and bit i; 0 is -1, 1 is +1, and nothing is invalid.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bitnet.quant_config import WeightKind
 
 _BLOCK = 1 << 18  # bytes looked at in one go: temporaries stay in the L2 cache
 
@@ -56,6 +59,52 @@ def unpack_2bit(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
     codes: NDArray[np.int8] = stored.reshape(4 * rows, columns).view(np.int8)
     codes -= np.int8(1)
     return codes
+
+
+def pack_1bit(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Pack binary codes, eight rows a byte.
+
+    Args:
+        codes: int8, -1 or +1, (out, in), out a multiple of 8.
+    Returns:
+        uint8, (out / 8, in).
+    Raises:
+        ValueError: another shape, another integer type, or another code.
+    """
+    if codes.ndim != 2 or codes.shape[0] % 8:
+        raise ValueError(f"codes have shape {codes.shape}; expected (out, in) with out a multiple of 8")
+    if codes.dtype != np.int8:
+        raise ValueError(f"codes are {codes.dtype}; expected int8")
+    if (np.abs(codes) != 1).any():
+        raise ValueError("codes hold values other than -1 and +1")
+    rows = (codes > 0).reshape(8, codes.shape[0] // 8, codes.shape[1])
+    packed: NDArray[np.uint8] = np.packbits(rows, axis=0, bitorder="little")[0]
+    return packed
+
+
+def unpack_1bit(packed: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """The codes in packed bytes: int8, -1 or +1, (8 * rows, in).
+
+    Raises:
+        ValueError: `packed` is not a uint8 matrix.
+    """
+    if packed.ndim != 2 or packed.dtype != np.uint8:
+        raise ValueError(f"packed is {packed.dtype} of shape {packed.shape}; expected a uint8 matrix")
+    bits = np.unpackbits(packed[None], axis=0, bitorder="little")
+    codes: NDArray[np.int8] = bits.reshape(8 * packed.shape[0], packed.shape[1]).view(np.int8)
+    codes *= np.int8(2)
+    codes -= np.int8(1)
+    return codes
+
+
+def pack(codes: NDArray[np.int8], kind: WeightKind) -> NDArray[np.uint8]:
+    """`pack_1bit` or `pack_2bit`."""
+    return pack_1bit(codes) if kind == "binary" else pack_2bit(codes)
+
+
+def unpack(packed: NDArray[np.uint8], kind: WeightKind) -> NDArray[np.int8]:
+    """`unpack_1bit` or `unpack_2bit`."""
+    return unpack_1bit(packed) if kind == "binary" else unpack_2bit(packed)
 
 
 def find_invalid(packed: NDArray[np.uint8]) -> tuple[int, int] | None:

@@ -17,8 +17,9 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field, PlainSerializer, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from bitnet.config import ModelConfig, QuantizationConfig, preset
+from bitnet.config import ModelConfig, preset
 from bitnet.errors import BitnetError, ConfigError
+from bitnet.quant_config import QuantConfig
 from bitnet.train.yaml_file import read_yaml
 
 CONFIG_FILE = "training.yaml"
@@ -46,7 +47,7 @@ def _model(value: object) -> ModelConfig:
     keys = dict(value)
     name = keys.pop("preset", None)
     base = {} if name is None else preset(name).to_dict()
-    base["quantization_config"] = QuantizationConfig("autobitlinear", "online").to_dict()
+    base["quantization_config"] = QuantConfig("autobitlinear", "online").to_dict()
     if "hidden_size" in keys and "head_dim" not in keys:
         base.pop("head_dim", None)  # the preset's belongs to the preset's width
     return ModelConfig.from_dict(base | keys, "model")

@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer as TokenizerFile
 from torch.distributed.tensor import DTensor
 
-from bitnet.config import ModelConfig, QuantizationMode
+from bitnet.config import ModelConfig
 from bitnet.formats.checkpoint import write_checkpoint
 from bitnet.formats.tensor import Tensor
 from bitnet.formats.tensor_names import projections
 from bitnet.nn import Transformer
 from bitnet.nn.bitlinear import ternary_codes
+from bitnet.quant_config import QuantizationMode
 from bitnet.quantize.packing import pack_2bit
 from bitnet.train.tokenizer import save_tokenizer
 

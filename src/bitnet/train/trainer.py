@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from bitnet.config import QuantizationMode
 from bitnet.errors import DivergedError, FormatError, InputError
 from bitnet.formats.checkpoint import Checkpoint
 from bitnet.nn import Transformer
 from bitnet.nn.bitlinear import set_quantization
+from bitnet.quant_config import QuantizationMode
 from bitnet.train.checkpointing import load_state, save_state, saved_steps
 from bitnet.train.code_health import CodeHealth
 from bitnet.train.config import CONFIG_FILE, TrainingConfig

@@ -8,7 +8,7 @@ import pytest
 from bitnet.errors import FormatError
 from bitnet.formats.tensor import Tensor
 from bitnet.formats.tensor_names import EMBEDDING, HEAD
-from bitnet.formats.validate import multiplier, validate
+from bitnet.formats.validate import multipliers, validate
 
 Q = "model.layers.0.self_attn.q_proj"
 NORM = "model.layers.1.mlp.ffn_sub_norm.weight"
@@ -83,7 +83,7 @@ def test_impossible_scales(small, make_tensors, scale):
 def test_scale_without_an_axis(small, make_tensors):
     tensors = make_tensors(small)
     tensors[f"{Q}.weight_scale"] = Tensor.of(np.array(1.25, np.float32))
-    assert multiplier(small, validate(small, tensors, "here")[f"{Q}.weight_scale"]) == 1.25
+    assert multipliers(small, validate(small, tensors, "here")[f"{Q}.weight_scale"]) == 1.25
 
 
 def test_code_three(small, make_tensors):

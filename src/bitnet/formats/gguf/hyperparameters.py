@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bitnet.config import PRESETS, ModelConfig, QuantizationConfig
+from bitnet.config import PRESETS, ModelConfig
 from bitnet.errors import ConfigError, UnsupportedError
 from bitnet.formats.gguf.container import Container
 from bitnet.formats.gguf.container_writer import Writable
 from bitnet.formats.gguf.metadata import Metadata
+from bitnet.quant_config import QuantConfig
 
 _ACTIVATION_OF = {"bitnet-b1.58": "relu2", "bitnet-25": "relu2", "bitnet": "silu"}
 _ARCHITECTURE_FOR = {"relu2": "bitnet-b1.58", "silu": "bitnet"}
@@ -96,7 +97,7 @@ def read_config(container: Container) -> ModelConfig:
     ends = [metadata.integer(key) for key in _EOS]
     values["eos_token_id"] = tuple(dict.fromkeys(token for token in ends if token is not None))
     try:
-        return ModelConfig(**values, quantization=QuantizationConfig("autobitlinear", "offline"))
+        return ModelConfig(**values, quantization=QuantConfig("autobitlinear", "offline"))
     except ConfigError as error:
         raise ConfigError(f"{metadata.where}: {error}") from None
 
