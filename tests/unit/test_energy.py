@@ -146,7 +146,9 @@ def test_table_1_of_bitnet(papers):
 
 def test_figure_1_of_bitnet(papers):
     different = {
-        size: (cell.published, round(cell.ours, 2)) for size, cell in papers.ratio_cells().items() if not cell.equal
+        size: (cell.published, round(cell.ours, 2))
+        for size, cell in papers.ratio_cells().items()
+        if not cell.equal
     }
     assert different == {"760M": ("15.0", 15.05), "30B": ("38.8", 38.88)}
 

@@ -1,9 +1,13 @@
-"""`bitnet info`: what a checkpoint holds, counted from its tensors and not from its name."""
+"""`bitnet info`: what a checkpoint holds, counted from its tensors and not from its name.
+
+With `--energy`: what its shape costs by the papers' estimate (`bitnet.energy`), for which no tensor is read.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +18,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.table import Table
 
+    from bitnet.config import ModelConfig
+    from bitnet.energy import Joules
     from bitnet.formats.checkpoint import Checkpoint
 
 _SAMPLES = 8  # values shown of each tensor
@@ -29,20 +35,76 @@ def info(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    energy: Annotated[
+        bool,
+        typer.Option(
+            "--energy", help="Estimate the energy and memory of this shape instead, as the papers do."
+        ),
+    ] = False,
+    preset: Annotated[
+        str | None, typer.Option(help="With --energy: a named shape instead of a model.", show_default=False)
+    ] = None,
 ) -> None:
-    """Show a model's parameters, bits a weight, memory, configuration and tensors."""
+    """Show a model's parameters, bits a weight, memory, configuration and tensors; or its energy."""
     from bitnet.formats.checkpoint import read_checkpoint
     from bitnet.load import embedded_model
 
-    summary = summarize(read_checkpoint(embedded_model() if model is None else model))
+    if preset is not None:
+        summary = _preset_energy(preset, model, energy)
+    else:
+        checkpoint = read_checkpoint(embedded_model() if model is None else model)
+        summary = estimate(checkpoint.where, checkpoint.config) if energy else summarize(checkpoint)
     if as_json:
         print(json.dumps(summary, indent=2, ensure_ascii=False))
+    elif energy:
+        _print_energy(summary)
     else:
         _print(summary)
 
 
+def _preset_energy(name: str, model: str | None, energy: bool) -> dict[str, Any]:
+    from bitnet.config import preset
+    from bitnet.errors import InputError
+
+    if model is not None:
+        raise InputError(f"--preset {name} and the model {model!r} exclude each other; name one of them")
+    if not energy:
+        raise InputError(f"--preset {name} is a shape without tensors; add --energy")
+    return estimate(f"preset {name}", preset(name))
+
+
+def estimate(where: str, config: ModelConfig) -> dict[str, Any]:
+    """Everything `bitnet info --energy --json` prints; its joules are for a prompt of `tokens` tokens."""
+    from bitnet import energy
+
+    head = energy.head_operations(config, energy.PAPER_TOKENS)
+    parts = {weights: energy.operations(config, weights=weights) for weights in ("fp16", "bitnet")}
+    context = config.max_position_embeddings
+    return {
+        "model": where,
+        "tokens": energy.PAPER_TOKENS,
+        "operations": {weights: [asdict(part) for part in (*parts[weights], head)] for weights in parts},
+        "joules": {
+            node: {weights: _joules(energy.joules(parts[weights], node)) for weights in parts}
+            | {"head": _joules(energy.joules([head], node))}
+            for node in energy.PICOJOULES
+        },
+        "weight_bytes": {
+            f"{bits:.3g}": asdict(energy.weight_bytes(config, bits)) for bits in (16, 2, energy.TERNARY_BITS)
+        },
+        "context": context,
+        "kv_cache_bytes": {str(bits): energy.kv_cache_bytes(config, context, bits) for bits in (16, 8, 4, 3)},
+    }
+
+
+def _joules(energy: Joules) -> dict[str, float]:
+    return {"add": energy.add, "mul": energy.mul, "total": energy.total}
+
+
 def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything `bitnet info --json` prints."""
+    from bitnet.energy import kv_cache_bytes
+
     config = checkpoint.config
     names = sorted((name for name in checkpoint.tensors if not name.endswith("_scale")), key=_reading_order)
     tensors = [_describe(checkpoint, name) for name in names]
@@ -50,7 +112,7 @@ def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
     ternary = sum(row["parameters"] for row in tensors if row["ternary"])
     stored = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
     ternary_bytes = sum(stored[row["name"]] for row in tensors if row["ternary"])
-    kv_bytes = 2 * config.num_hidden_layers * config.key_value_size * 2  # keys and values, 2 bytes each
+    kv_bytes = kv_cache_bytes(config, tokens=1)
     return {
         "model": checkpoint.where,
         "parameters": parameters,
@@ -147,6 +209,62 @@ def _print(summary: dict[str, Any]) -> None:
     console.print(_tensor_table(summary["tensors"]))
 
 
+def _print_energy(summary: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    console.width = max(_LEAST_WIDTH, console.width if console.is_terminal else _PIPE_WIDTH)
+    console.print(f"{summary['model']}: the papers' estimate, of the arithmetic alone and not of moving data")
+    console.print("", _joules_table(summary), "", _operations_table(summary), "", _memory_table(summary))
+
+
+def _joules_table(summary: dict[str, Any]) -> Table:
+    tokens = summary["tokens"]
+    table = _numbers("energy", f"ADD, {tokens} tokens", "MUL", "both", "a token", "FP16 / BitNet")
+    for node, rows in summary["joules"].items():
+        for key, label in (
+            ("fp16", "FP16 twin"),
+            ("bitnet", "BitNet"),
+            ("head", "head, FP16 (not in the papers)"),
+        ):
+            row = rows[key]
+            saving = f"{rows['fp16']['total'] / row['total']:.1f}" if key == "bitnet" else ""
+            values = (row["add"], row["mul"], row["total"], row["total"] / tokens)
+            table.add_row(f"{node.replace('nm', ' nm')}  {label}", *map(_energy, values), saving)
+    return table
+
+
+def _operations_table(summary: dict[str, Any]) -> Table:
+    tokens = summary["tokens"]
+    table = _numbers("operations", "ADD, a token", "MUL")
+    for weights, label in (("fp16", "FP16 twin"), ("bitnet", "BitNet")):
+        for part in summary["operations"][weights]:
+            counts = (f"{part[key] / tokens:,.0f}" for key in ("adds", "muls"))
+            table.add_row(f"{label}  {part['part']} ({part['kind']})", *counts)
+    return table
+
+
+def _memory_table(summary: dict[str, Any]) -> Table:
+    table = _numbers("memory", "projections", "embedding", "head", "total")
+    for bits, row in summary["weight_bytes"].items():
+        sizes = (row["projections"], row["embedding"], row["head"], sum(row.values()))
+        table.add_row(f"weights at {bits} bits", *map(_size, sizes))
+    for bits, size in summary["kv_cache_bytes"].items():
+        table.add_row(
+            f"keys and values at {bits} bits, {summary['context']:,} tokens", "", "", "", _size(size)
+        )
+    return table
+
+
+def _numbers(first: str, *headings: str) -> Table:
+    from rich.table import Table
+
+    table = Table(first, box=None, padding=(0, 3, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
 def _tensor_table(rows: list[dict[str, Any]]) -> Table:
     """Only the sample values give way on a narrow terminal; numbers and names stay whole."""
     from rich.table import Table
@@ -184,3 +302,11 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
         count /= 1000
     return f"{count:.2f} GB"
+
+
+def _energy(joules: float) -> str:
+    for unit in ("J", "mJ", "µJ"):
+        if joules >= 1:
+            return f"{joules:.4g} {unit}"
+        joules *= 1000
+    return f"{joules:.4g} nJ"
