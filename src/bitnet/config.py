@@ -15,7 +15,7 @@ from typing import Any
 
 from bitnet.errors import ConfigError, UnsupportedError
 from bitnet.json_file import read_json_object
-from bitnet.quant_config import QuantConfig, QuantizationMode
+from bitnet.quant_config import QuantConfig, QuantizationMode, variant
 
 # What transformers or a hub page stores beside the shape; none of it changes the forward pass.
 _DESCRIPTIVE_KEYS = frozenset(
@@ -277,7 +277,38 @@ def _paper_size(hidden: int, intermediate: int, heads: int, layers: int) -> Mode
     )
 
 
+def _one_bit_size(hidden: int, layers: int, heads: int) -> ModelConfig:
+    """A size of arXiv 2310.11453 (table 2): binary weights, LayerNorm inside every projection, 16 K words.
+
+    The paper's feed-forward has two matrices, hidden to 4 hidden and back; ours is gated and has three of
+    8/3 hidden (rounded to 64), as many parameters.
+    """
+    return ModelConfig(
+        vocab_size=16384,
+        hidden_size=hidden,
+        intermediate_size=round(hidden * 8 / 3 / 64) * 64,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=2048,
+        rope_theta=10000.0,
+        hidden_act="silu",
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=(2,),
+        quantization=variant("w1a8"),
+    )
+
+
 PRESETS: dict[str, ModelConfig] = {
+    "b1-125m": _one_bit_size(768, 12, 12),
+    "b1-350m": _one_bit_size(1024, 24, 16),
+    "b1-760m": _one_bit_size(1536, 24, 16),
+    "b1-1.3b": _one_bit_size(2048, 24, 32),
+    "b1-2.7b": _one_bit_size(2560, 32, 32),
+    "b1-6.7b": _one_bit_size(4096, 32, 32),
+    "b1-13b": _one_bit_size(5120, 40, 40),
+    "b1-30b": _one_bit_size(7168, 48, 56),
     "b1.58-700m": _paper_size(1536, 4096, 24, 24),
     "b1.58-1.3b": _paper_size(2048, 5460, 32, 24),
     "b1.58-3b": _paper_size(3200, 8640, 32, 26),

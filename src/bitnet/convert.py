@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.errors import InputError
@@ -25,7 +24,7 @@ from bitnet.formats.checkpoint import Checkpoint, read_checkpoint, write_model_f
 from bitnet.formats.gguf.container_writer import Writable
 from bitnet.formats.gguf.vocabulary import write_tokenizer
 from bitnet.formats.gguf.writer import EmbeddingType, TernaryType, write_gguf
-from bitnet.formats.masters import master_blocks
+from bitnet.formats.masters import master_blocks, masters_of
 from bitnet.formats.safetensors import file_order
 from bitnet.formats.tensor import NUMPY_DTYPES, Tensor
 from bitnet.formats.tensor_names import count_parameters, projections
@@ -55,7 +54,7 @@ class Conversion:
         path: the folder or file.
         quantised: whether masters were rounded to ternary on the way; else every code is the source's.
         scale_error: the largest relative change of a projection's scale; 0 where all are exact.
-        ternary_bits: what a projection's weight takes.
+        ternary_bits: what a projection's weight takes, binary ones included.
         total_bytes: what the files of weights take.
     """
 
@@ -134,7 +133,10 @@ def _ternary_bits(checkpoint: Checkpoint, target: Target) -> float:
     if target == "bf16" and checkpoint.config.quantization.quantization_mode == "online":
         name = next(iter(projections(checkpoint.config)))
         return 8 * NUMPY_DTYPES[checkpoint.tensors[f"{name}.weight"].dtype].itemsize
-    return {"packed": 2, "bf16": 16, "gguf-i2_s": 2, "gguf-tq2_0": 66 / 32, "gguf-tq1_0": 54 / 32}[target]
+    packed = 8 / checkpoint.config.quantization.codes_a_byte
+    return {"packed": packed, "bf16": 16, "gguf-i2_s": 2, "gguf-tq2_0": 66 / 32, "gguf-tq1_0": 54 / 32}[
+        target
+    ]
 
 
 def _tokenizer_keys(checkpoint: Checkpoint) -> dict[str, Writable] | None:
@@ -168,8 +170,7 @@ def _write_folder(path: Path, checkpoint: Checkpoint, target: Target, progress: 
 
 @dataclass(frozen=True)
 class _Planned:
-    """A tensor of the folder. `made` says what it is made of: the source's tensor, or a projection's "
-    "parts."""
+    """A tensor of the folder; `made` says of what: the source's tensor, or a projection's parts."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -178,12 +179,13 @@ class _Planned:
 
 def _plan(checkpoint: Checkpoint, packed: bool) -> dict[str, _Planned]:
     plan = {}
+    together = checkpoint.config.quantization.codes_a_byte
     for name, (rows, columns) in projections(checkpoint.config).items():
         if packed:
-            scale = np.asarray(checkpoint.linear(name).scale).reshape(1)
-            dtype = "BF16" if Tensor.of(scale).fits_bfloat16() else "F32"
-            plan[f"{name}.weight"] = _Planned("U8", (rows // 4, columns), "codes")
-            plan[f"{name}.weight_scale"] = _Planned(dtype, (1,), "scale")
+            scales = checkpoint.linear(name).scales
+            dtype = "BF16" if Tensor.of(scales).fits_bfloat16() else "F32"
+            plan[f"{name}.weight"] = _Planned("U8", (rows // together, columns), "codes")
+            plan[f"{name}.weight_scale"] = _Planned(dtype, scales.shape, "scale")
         else:
             plan[f"{name}.weight"] = _Planned("BF16", (rows, columns), "masters")
     for name, tensor in checkpoint.tensors.items():
@@ -197,11 +199,14 @@ def _blocks(checkpoint: Checkpoint, name: str, item: _Planned) -> Iterator[NDArr
     if item.made == "codes":
         yield checkpoint.linear(owner).packed
     elif item.made == "scale":
-        scale = np.asarray(checkpoint.linear(owner).scale).reshape(1)
-        yield narrow(scale) if item.dtype == "BF16" else scale
+        scales = checkpoint.linear(owner).scales
+        yield narrow(scales) if item.dtype == "BF16" else scales
     elif item.made == "masters":
         linear = checkpoint.linear(owner)
-        yield from master_blocks(linear.packed, linear.scale, f"{checkpoint.where}: {owner}")
+        if linear.recipe.scales == 1 and linear.recipe.weights == "ternary":
+            yield from master_blocks(linear.packed, linear.scale, f"{checkpoint.where}: {owner}")
+        else:
+            yield masters_of(linear.codes(), linear.scales, linear.recipe, f"{checkpoint.where}: {owner}")
     else:
         tensor = checkpoint.tensors[name]
         step = max(1, _CHUNK * item.shape[0] // math.prod(item.shape))

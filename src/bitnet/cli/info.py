@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from bitnet.config import ModelConfig
     from bitnet.energy import Joules
-    from bitnet.formats.checkpoint import Checkpoint
+    from bitnet.formats.checkpoint import Checkpoint, QuantizedLinear
 
 _SAMPLES = 8  # values shown of each tensor
 _BLOCK = 1 << 20  # elements counted in one go, so that a mapped tensor is never held as a whole
@@ -144,14 +144,14 @@ def _describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"name": name, "dtype": tensor.dtype, "ternary": False, "shape": list(tensor.shape)}
     owner = name.removesuffix(".weight")
     if owner.endswith("_proj") and name.endswith(".weight"):
-        from bitnet.quantize.packing import count_codes, unpack_2bit
+        from bitnet.quantize.packing import unpack
 
         linear = checkpoint.linear(owner)
-        counts = count_codes(linear.packed)
-        # The first row's codes stand in the lowest two bits of the first packed row.
-        sample = unpack_2bit(linear.packed[:1, :_SAMPLES])[0].tolist()
-        row |= {"ternary": True, "shape": [4 * linear.packed.shape[0], linear.packed.shape[1]]}
-        row |= {"zero_fraction": counts[1] / sum(counts), "scale": float(linear.scale), "sample": sample}
+        # The first row's codes stand in the lowest bits of the first packed row.
+        sample = unpack(linear.packed[:1, :_SAMPLES], linear.recipe.weights)[0].tolist()
+        rows = checkpoint.config.quantization.codes_a_byte * linear.packed.shape[0]
+        row |= {"ternary": True, "shape": [rows, linear.packed.shape[1]]}
+        row |= {"zero_fraction": _zero_codes(linear), "scale": float(linear.scales.mean()), "sample": sample}
     else:
         head = type(tensor)(tensor.dtype, (_SAMPLES,), tensor.data.reshape(-1)[:_SAMPLES]).float32()
         # The shortest decimals that give back the float32, not the longer ones of its float64.
@@ -159,6 +159,15 @@ def _describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         row |= {"zero_fraction": _zero_fraction(tensor.data), "scale": None, "sample": sample}
     row["parameters"] = math.prod(row["shape"])
     return row
+
+
+def _zero_codes(linear: QuantizedLinear) -> float:
+    from bitnet.quantize.packing import count_codes
+
+    if linear.recipe.weights == "binary":
+        return 0.0
+    counts = count_codes(linear.packed)
+    return counts[1] / sum(counts)
 
 
 def _zero_fraction(data: NDArray[np.generic]) -> float:

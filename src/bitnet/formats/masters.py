@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.errors import UnsupportedError
+from bitnet.quant_config import LinearRecipe
 from bitnet.quantize.packing import count_codes
 from bitnet.quantize.weights import MIN_SCALE
 
@@ -51,15 +52,45 @@ def master_blocks(packed: NDArray[np.uint8], scale: np.float32, name: str) -> It
             yield bits
 
 
+def masters_of(
+    codes: NDArray[np.int8], scales: NDArray[np.float32], recipe: LinearRecipe, name: str
+) -> NDArray[np.uint16]:
+    """`master_blocks` of any recipe, as one matrix of bfloat16 bits.
+
+    Args:
+        codes: int8 (rows, columns).
+        scales: of the recipe's groups, positive.
+    Raises:
+        UnsupportedError: the quantiser could not give codes and scales back.
+    """
+    rows, columns = codes.shape
+    down, across = recipe.row_groups, recipe.column_groups
+    split = codes.reshape(down, rows // down, across, columns // across)
+    blocks = split.transpose(0, 2, 1, 3).reshape(recipe.scales, -1)
+    bits = np.zeros(blocks.shape, np.uint16)
+    for block, scale, out in zip(blocks, scales, bits, strict=True):
+        if recipe.weights == "binary" and abs(int(block.sum(dtype=np.int64))) == block.size:
+            raise UnsupportedError(
+                f"{name}: all codes of a block are equal, and no masters give that: the quantiser splits "
+                "them at their mean. Convert to 'packed'"
+            )
+        places = np.flatnonzero(block)
+        if places.size:
+            lower, upper, raised = _neighbours(scale, places.size, block.size, name)
+            magnitudes = np.full(places.size, lower)
+            magnitudes[:raised] = upper
+            out[places] = magnitudes | np.where(block[places] < 0, _SIGN, np.uint16(0))
+    whole = bits.reshape(down, across, rows // down, columns // across).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(whole).reshape(rows, columns)
+
+
 def _neighbours(scale: np.float32, nonzero: int, count: int, name: str) -> tuple[np.uint16, np.uint16, int]:
-    """bfloat16 bits below and above scale * count / nonzero, and how many of the nonzero take the upper "
-    "ones."""
+    """bfloat16 bits below and above scale * count / nonzero, and how many of them take the upper ones."""
     wanted = float(scale) * count / nonzero
     if not scale >= MIN_SCALE or wanted > 1e38:
         raise UnsupportedError(
             f"{name}: its scale {scale} cannot come from masters, whose scales lie between {MIN_SCALE} and "
-            "1e38; "
-            "convert to 'packed'"
+            "1e38; convert to 'packed'"
         )
     lower = np.array([wanted], np.float32).view(np.uint32)[0] >> np.uint32(16)
     low, high = (

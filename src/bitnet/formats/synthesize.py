@@ -1,6 +1,7 @@
 """Random checkpoints of the exact published layout, for benchmarks and tests: real sizes and speed, no text.
 
-- Packed codes are uniform in {-1, 0, +1}; a trained model has about 31% zeros, close to that third.
+- Packed codes are uniform in {-1, 0, +1}; a trained model has about 31% zeros, close to that third. Binary
+  ones are uniform in {-1, +1}.
 - Masters are normal with mean|w| = scale, which quantises to 31% zeros.
 - Scales are those of layer 0 of microsoft/bitnet-b1.58-2B-4T.
 - Norm weights undo the growth of a projection's output, scale * sqrt(2/3 in_features), so that activations,
@@ -47,7 +48,7 @@ _READER = {
     "attn_sub_norm": "o_proj",
     "post_attention_layernorm": "gate_proj",
     "ffn_sub_norm": "down_proj",
-}
+} | {name: name for name in _SCALES}  # a norm inside a projection
 _DENSITY = 2 / 3
 _BLOCK = 1 << 22  # elements made at once: some 50 MB of temporaries
 # With dead neurons: the constant part of an embedding over the deviation of the rest. At a half, rows of the
@@ -156,7 +157,7 @@ def _random_blocks(
     name: str, item: Expected, config: ModelConfig, votes: _Votes | None, random: np.random.Generator
 ) -> Iterator[NDArray[Any]]:
     size = math.prod(item.shape)
-    module = name.split(".")[-2]
+    module = name.split(".")[-3 if name.endswith(("rms_norm.weight", "layer_norm.weight")) else -2]
     if item.kind == "scale":
         scale = _SCALES[module]
         yield narrow(
@@ -168,6 +169,8 @@ def _random_blocks(
         count = min(_BLOCK, size - start)
         if item.kind == "packed" and against is not None:
             yield _leaning_bytes(against.lean(_layer(name)), against.signs_at(start, count), random)
+        elif item.kind == "packed" and config.quantization.weights == "binary":
+            yield random.integers(256, size=count, dtype=np.uint8)
         elif item.kind == "packed":
             yield _VALID_BYTES[random.integers(len(_VALID_BYTES), size=count, dtype=np.uint8)]
         elif item.kind == "norm":

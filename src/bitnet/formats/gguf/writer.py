@@ -98,6 +98,13 @@ def _refused_by_llama_cpp(config: ModelConfig) -> list[str]:
 def _plan(checkpoint: Checkpoint, kind: BlockType, embedding: BlockType) -> dict[str, Planned]:
     """Type and shape of every tensor by its published name, in the order of the file."""
     config, where = checkpoint.config, checkpoint.where
+    departures = config.quantization.departures()
+    if departures:
+        listed = ", ".join(f"{key} {value!r}" for key, value in departures.items())
+        raise UnsupportedError(
+            f"{where}: GGUF has no place for {listed}; only b1.58 as 2B4T has it can be written. Convert to "
+            "'packed' or 'bf16'"
+        )
     plan = {}
     for name in (EMBEDDING, HEAD):
         if name in checkpoint.tensors:
