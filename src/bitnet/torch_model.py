@@ -1,6 +1,6 @@
 """The `torch` engine: the readable reference, float32, one sequence after another.
 
-A packed checkpoint runs on its integer codes, y = (x̂ codesᵀ) · scale; masters are quantised anew in every
+A packed checkpoint runs on its integer codes; masters are quantised anew in every
 forward pass, as in training. What a sequence gets cannot depend on its company, because it has none.
 """
 
@@ -17,7 +17,6 @@ from bitnet.errors import InputError
 from bitnet.formats.checkpoint import Checkpoint
 from bitnet.generate.model import Cache
 from bitnet.nn import FrozenBitLinear, KeyValueCache, Transformer
-from bitnet.quantize.packing import unpack_2bit
 from bitnet.tokenizer import Tokenizer
 
 
@@ -99,13 +98,13 @@ class TorchModel:
 
 
 def _state(checkpoint: Checkpoint, transformer: Transformer) -> dict[str, torch.Tensor]:
-    """The transformer's state dict: float32 as stored, packed projections as codes and scale."""
+    """The transformer's state dict: float32 as stored, packed projections as codes and scales."""
     state = {}
     frozen = {name for name, module in transformer.named_modules() if isinstance(module, FrozenBitLinear)}
     for name in frozen:
         linear = checkpoint.linear(name)
-        state[f"{name}.codes"] = torch.from_numpy(unpack_2bit(linear.packed))
-        state[f"{name}.scale"] = torch.tensor(linear.scale)
+        state[f"{name}.codes"] = torch.from_numpy(linear.codes())
+        state[f"{name}.scales"] = torch.tensor(linear.scales)
         if linear.bias is not None:
             state[f"{name}.bias"] = torch.from_numpy(linear.bias)
     for name, tensor in checkpoint.tensors.items():

@@ -17,7 +17,7 @@ from bitnet import _core
 from bitnet.errors import UnsupportedError
 from bitnet.hf.linear import KernelHead, KernelLinear, layer_pool, share_input
 from bitnet.hf.mapped_pages import PageReleaser
-from bitnet.nn.bitlinear import int8_codes
+from bitnet.nn.quantizers import int8_codes
 from bitnet.quantize.packing import pack_2bit
 
 

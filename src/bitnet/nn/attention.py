@@ -1,4 +1,4 @@
-"""Grouped-query causal attention with a norm before the output projection (arXiv 2504.12285).
+"""Grouped-query causal attention; before the output projection a norm where norms are `pre-sub`.
 
     q, k, v = projections of x    q, k rotated    a = softmax(q kᵀ / √head_dim) v    y = o_proj(RMS(a))
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bitnet.config import ModelConfig
 from bitnet.nn.bitlinear import apply_together
 from bitnet.nn.cache import KeyValueCache
-from bitnet.nn.norm import RMSNorm
+from bitnet.nn.norm import RMSNorm, normalised
 from bitnet.nn.projection import projection
 from bitnet.nn.rotary import rotate
 
@@ -25,11 +25,12 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         hidden, bias = config.hidden_size, config.attention_bias
-        self.q_proj = projection(config, hidden, config.query_size, bias)
-        self.k_proj = projection(config, hidden, config.key_value_size, bias)
-        self.v_proj = projection(config, hidden, config.key_value_size, bias)
-        self.o_proj = projection(config, config.query_size, hidden, bias)
-        self.attn_sub_norm = RMSNorm(config.query_size, config.rms_norm_eps)
+        self.q_proj = projection(config, "q_proj", hidden, config.query_size, bias)
+        self.k_proj = projection(config, "k_proj", hidden, config.key_value_size, bias)
+        self.v_proj = projection(config, "v_proj", hidden, config.key_value_size, bias)
+        self.o_proj = projection(config, "o_proj", config.query_size, hidden, bias)
+        sub_norm = config.quantization.sub_norms
+        self.attn_sub_norm = RMSNorm(config.query_size, config.rms_norm_eps) if sub_norm else None
         self.head_dim = config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads
         self.layer = layer
@@ -59,7 +60,7 @@ class Attention(nn.Module):
             attn_mask=mask,
             is_causal=mask is None,
         )
-        y: Tensor = self.o_proj(self.attn_sub_norm(attended.transpose(1, 2).flatten(2)))
+        y: Tensor = self.o_proj(normalised(attended.transpose(1, 2).flatten(2), self.attn_sub_norm))
         return y
 
 

@@ -1,20 +1,19 @@
-"""BitLinear: a linear layer whose weight is ternary and whose input is int8, trained straight through.
+"""BitLinear: a linear layer whose weight and input are quantised in the forward pass, trained straight
+through.
 
-Forward, as AutoBitLinear of 2B4T (arXiv 2504.12285; quantisers of arXiv 2402.17764):
+    x' = rotate(norm(x)) where the recipe has them    x̂ = codes / s    of x', a token (bitnet.nn.quantizers)
+    Ŵ  = codes · σ    of W, a block                   y = x̂ Ŵᵀ + b
+
+For b1.58 (AutoBitLinear of 2B4T, arXiv 2504.12285; quantisers of arXiv 2402.17764):
 
     s  = 127 / max(max|x|, 1e-5)  a token      x̂ = clip(round(x·s), -128, 127) / s
     σ  = max(mean|W|, 1e-5)       a matrix     Ŵ = clip(round(W/σ), -1, 1) · σ
-    y  = x̂ Ŵᵀ + b
 
-Backward, straight through both roundings: dX = g·Ŵ, dW = gᵀ·x̂.
+Backward, straight through all quantisers: dx' = g·Ŵ, dW = gᵀ·x̂; inputs that a mask dropped get theirs, too.
 
-Scales and codes are computed in float32 whatever the compute type: in bfloat16 the detach trick leaves
-seven distinct weight values instead of three. Rounding is half-to-even, and the mean is summed in float64;
-`bitnet.quantize` is the definition, the tests hold these lines to it with `==`.
-
-A quantiser can be let in slowly, for weights that were not ternary before (Hugging Face's fine-tuning to 1.58
-bits): w + λ(Ŵ - w) and x + λ(x̂ - x) take the places of Ŵ and x̂. λ = 1 is the layer above to the bit,
-λ = 0 is `nn.Linear`.
+A quantiser can be let in slowly, for weights that were not quantised before (Hugging Face's fine-tuning to
+1.58 bits): w + λ(Ŵ - w) and x' + λ(x̂ - x') take the places of Ŵ and x̂. λ = 1 is the layer above to the bit,
+λ = 0 is `nn.Linear` of x'.
 """
 
 from __future__ import annotations
@@ -27,38 +26,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bitnet.errors import InputError
+from bitnet.nn.norm import InnerNorm
+from bitnet.nn.quantizers import input_codes, scale_codes, split_columns, weight_codes
+from bitnet.nn.rotation import hadamard
+from bitnet.quant_config import InputKind, LinearRecipe
 
-_SMALLEST = 1e-5  # lower bound of both absolute maximum and mean, arXiv 2402.17764's code
-
-
-def ternary_codes(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Codes in {-1, 0, +1} and their scale, both float32: absmean over the whole matrix.
-
-    Args:
-        weight: floating point, (out_features, in_features).
-    Returns:
-        codes, same shape, and the scalar scale; codes · scale approximates weight.
-    """
-    scale = weight.abs().mean(dtype=torch.float64).clamp(min=_SMALLEST).float()
-    return (weight.float() * scale.reciprocal()).round_().clamp_(-1, 1), scale
-
-
-def int8_codes(x: Tensor, bits: int = 8) -> tuple[Tensor, Tensor]:
-    """Signed codes and the factor s that made them, both float32: absmax over the last dimension.
-
-    Args:
-        x: floating point, (..., features).
-        bits: 8 for codes in -128..127, 4 for -8..7.
-    Returns:
-        codes (..., features) and s (..., 1); codes / s approximates x.
-    """
-    x = x.float()
-    largest = 2 ** (bits - 1) - 1
-    # the maximum of |x| without a copy of x
-    absmax = torch.maximum(x.amax(dim=-1, keepdim=True), x.amin(dim=-1, keepdim=True).neg_())
-    # a Python number over a tensor is its reciprocal times the number, which rounds twice
-    scale = x.new_tensor(float(largest)) / absmax.clamp_(min=_SMALLEST)
-    return (x * scale).round_().clamp_(-largest - 1, largest), scale
+_PLAIN = LinearRecipe()
 
 
 class _QuantisedLinear(torch.autograd.Function):
@@ -66,18 +39,23 @@ class _QuantisedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, dtype: torch.dtype, strength: Tensor | None, bits: int, *weights: Tensor
+        ctx: Any,
+        x: Tensor,
+        dtype: torch.dtype,
+        strength: Tensor | None,
+        inputs: InputKind | None,
+        recipes: tuple[LinearRecipe, ...],
+        *weights: Tensor,
     ) -> tuple[Tensor, ...]:
         # in place, because fresh memory of this size costs several times the arithmetic on it
         quantised_weights = []
-        for weight in weights:
-            codes, scale = ternary_codes(weight)
-            quantised_weights.append(_part_way(weight, codes.mul_(scale), strength).to(dtype))
-        if bits < 16:
-            codes, scale = int8_codes(x, bits)
-            quantised_x = _part_way(x, codes.div_(scale), strength).to(dtype)
-        else:
+        for weight, recipe in zip(weights, recipes, strict=True):
+            quantised = scale_codes(*weight_codes(weight, recipe), recipe)
+            quantised_weights.append(_part_way(weight, quantised, strength).to(dtype))
+        if inputs is None:
             quantised_x = x.to(dtype)
+        else:
+            quantised_x = _part_way(x, _quantised_input(x, inputs, recipes[0]), strength).to(dtype)
         ctx.save_for_backward(quantised_x, *quantised_weights)
         ctx.x_dtype = x.dtype
         ctx.weight_dtypes = [weight.dtype for weight in weights]
@@ -93,11 +71,20 @@ class _QuantisedLinear(torch.autograd.Function):
             rows = gradient.reshape(-1, gradient.shape[-1]).to(x_rows.dtype)
             if ctx.needs_input_grad[0]:
                 x_gradient = rows @ weight if x_gradient is None else x_gradient.addmm_(rows, weight)
-            wanted = ctx.needs_input_grad[4 + index]
+            wanted = ctx.needs_input_grad[5 + index]
             weight_gradients.append((rows.T @ x_rows).to(ctx.weight_dtypes[index]) if wanted else None)
         if x_gradient is not None:
             x_gradient = x_gradient.reshape(quantised_x.shape).to(ctx.x_dtype)
-        return x_gradient, None, None, None, *weight_gradients
+        return x_gradient, None, None, None, None, *weight_gradients
+
+
+def _quantised_input(x: Tensor, kind: InputKind, recipe: LinearRecipe) -> Tensor:
+    """x̂ in float32, every column group with a factor of its own."""
+    if recipe.column_groups == 1:
+        codes, scale = input_codes(x, kind)
+        return codes.div_(scale)
+    codes, scale = input_codes(split_columns(x, recipe.column_groups), kind)
+    return codes.div_(scale).flatten(-2)
 
 
 def _part_way(value: Tensor, quantised: Tensor, strength: Tensor | None) -> Tensor:
@@ -106,25 +93,82 @@ def _part_way(value: Tensor, quantised: Tensor, strength: Tensor | None) -> Tens
 
 
 class BitLinear(nn.Linear):
-    """Drop-in for `nn.Linear` with ternary weight and int8 input; `weight` holds the trainable masters.
+    """Drop-in for `nn.Linear` whose `weight` holds the trainable masters of quantised weights.
 
-    Same constructor, same parameters, same shapes. The bias stays in full precision. Under autocast the
-    matrix products run in autocast's type, the quantisers in float32.
+    Same constructor, same parameters, same shapes; b1.58's quantisers unless `recipe` says otherwise. A norm
+    inside is the submodule `rms_norm` or `layer_norm`. The bias stays in full precision. Under autocast the
+    matrix products run in autocast's type, norms and quantisers in float32.
 
-    Attributes, written by `set_quantization`:
-        quantised: False is λ = 0, plain `nn.Linear`.
+    Attributes:
+        recipe: which quantisers.
+    What is in force, written by `set_quantization`:
+        quantised: False is λ = 0.
         strength: λ between 0 and 1, float32 scalar, or None for λ = 1. A tensor, because a compiled graph
             reads its value anew, where a number would be compiled into it.
-        activation_bits: 8 or 4, or 16 for an input that is not quantised.
+        inputs: the recipe's, or int8, or None for an input that is not quantised.
     """
 
+    recipe: LinearRecipe = _PLAIN
     quantised: bool = True
     strength: Tensor | None = None
-    activation_bits: int = 8
+    inputs: InputKind | None = _PLAIN.inputs
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        recipe: LinearRecipe = _PLAIN,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.follow(recipe)
+
+    def follow(self, recipe: LinearRecipe) -> None:
+        """Take a recipe; its norm begins with weights of 1.
+
+        Raises:
+            InputError: the matrix cannot be split into the recipe's groups.
+        """
+        check_groups(self.in_features, self.out_features, recipe)
+        self.recipe, self.inputs = recipe, recipe.inputs
+        add_norm(self, self.in_features, recipe, self.weight.device, self.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)."""
-        return _multiply(x, (self,))[0] if self.quantised else super().forward(x)
+        if self.quantised:
+            return _multiply(x, (self,))[0]
+        return F.linear(prepare_input(self, x, self.recipe).to(x.dtype), self.weight, self.bias)
+
+
+def check_groups(in_features: int, out_features: int, recipe: LinearRecipe) -> None:
+    """Raises InputError: a matrix cannot be split as a recipe says."""
+    if out_features % recipe.row_groups or in_features % recipe.column_groups:
+        raise InputError(
+            f"a layer of {in_features} inputs and {out_features} outputs cannot be split into "
+            f"{recipe.row_groups} groups of rows and {recipe.column_groups} of columns; choose divisors"
+        )
+
+
+def add_norm(
+    layer: nn.Module,
+    in_features: int,
+    recipe: LinearRecipe,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Give a layer the norm of its recipe, by its name on disk."""
+    if recipe.norm is not None:
+        norm = InnerNorm(in_features, recipe.norm, recipe.norm_eps, recipe.column_groups, device, dtype)
+        layer.add_module(f"{recipe.norm}_norm", norm)
+
+
+def prepare_input(layer: nn.Module, x: Tensor, recipe: LinearRecipe) -> Tensor:
+    """What a layer's quantiser sees of x: norm and rotation, in float32 where there are any."""
+    if recipe.norm is not None:
+        x = getattr(layer, f"{recipe.norm}_norm")(x)
+    return hadamard(x) if recipe.rotate else x
 
 
 def apply_together(x: Tensor, *layers: nn.Module) -> list[Tensor]:
@@ -134,24 +178,34 @@ def apply_together(x: Tensor, *layers: nn.Module) -> list[Tensor]:
 
 
 def _is_like(layer: nn.Module, first: nn.Module) -> TypeGuard[BitLinear]:
-    """Whether both are plain quantised BitLinears with the same settings, so that calling them is no more.
+    """Whether both are quantised BitLinears that make the same x̂ of an x, so that calling them is no more.
 
-    A subclass may compute something else, and hooks would not run.
+    A subclass may compute something else, hooks would not run, and each norm inside has its own weights.
     """
     if type(layer) is not BitLinear or type(first) is not BitLinear:
         return False
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return False
-    same = layer.strength is first.strength and layer.activation_bits == first.activation_bits
+    one, other = layer.recipe, first.recipe
+    if one.norm is not None or other.norm is not None:
+        return False
+    if (one.rotate, one.column_groups) != (other.rotate, other.column_groups):
+        return False
+    same = layer.strength is first.strength and layer.inputs == first.inputs
     return same and layer.quantised and first.quantised
 
 
 def _multiply(x: Tensor, layers: Sequence[BitLinear]) -> list[Tensor]:
-    """The quantised products of layers with the same settings, biases added."""
-    device = x.device.type
+    """The quantised products of layers that are alike, biases added."""
+    device, first = x.device.type, layers[0]
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     outputs = _QuantisedLinear.apply(  # type: ignore[no-untyped-call]
-        x, dtype, layers[0].strength, layers[0].activation_bits, *(layer.weight for layer in layers)
+        prepare_input(first, x, first.recipe),
+        dtype,
+        first.strength,
+        first.inputs,
+        tuple(layer.recipe for layer in layers),
+        *(layer.weight for layer in layers),
     )
     return [
         y if layer.bias is None else y + layer.bias.to(y.dtype)
@@ -159,64 +213,34 @@ def _multiply(x: Tensor, layers: Sequence[BitLinear]) -> list[Tensor]:
     ]
 
 
-def set_quantization(model: nn.Module, strength: float, activation_bits: int) -> None:
-    """Set λ and the bits of activations of every BitLinear in `model`; cheap enough for every step.
+def set_quantization(
+    model: nn.Module, strength: float, activation_bits: int = 8, low_bit: bool = True
+) -> None:
+    """Set what every BitLinear in `model` quantises how much; cheap enough for every step.
 
-    A compiled model is compiled anew when λ leaves or reaches 0 or 1, not when it moves between them. Packed
-    layers are left alone.
+    A compiled model is compiled anew when λ leaves or reaches 0 or 1, not when it moves between them, and
+    when the inputs' quantisers change. Packed layers are left alone.
 
     Args:
-        strength: λ, 0..1.
-        activation_bits: 4, 8, or 16 for inputs that are not quantised. Of no effect where λ is 0.
+        strength: λ, 0..1, of weights and inputs.
+        activation_bits: 16: no input is quantised. Of no effect where λ is 0.
+        low_bit: inputs are quantised as each layer's recipe says; False: all of them to int8, the first of
+            the two stages of arXiv 2411.04965 and 2504.18415.
     Raises:
         InputError: another value.
     """
     if not 0 <= strength <= 1:
         raise InputError(f"the quantiser's strength is {strength}; it must lie in 0..1")
-    if activation_bits not in (4, 8, 16):
-        raise InputError(f"activation_bits is {activation_bits}; known are 4, 8 and 16 (not quantised)")
+    if activation_bits not in (8, 16):
+        raise InputError(
+            f"activation_bits is {activation_bits}; known are 8 and 16 (not quantised); fewer are for the "
+            "layer's recipe to say"
+        )
     layers = [module for module in model.modules() if isinstance(module, BitLinear)]
     shared: Tensor | None = None
     if layers and 0 < strength < 1:
         # one tensor for all: by it layers know that they are set alike
         shared = torch.tensor(strength, dtype=torch.float32, device=layers[0].weight.device)
     for layer in layers:
-        layer.quantised, layer.strength, layer.activation_bits = strength > 0, shared, activation_bits
-
-
-def bit_linear_by_detach(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, strength: float = 1.0, activation_bits: int = 8
-) -> Tensor:
-    """The textbook form, float32 only: x + λ(x̂ - x).detach(). The tests compare `BitLinear` with it."""
-    codes, scale = ternary_codes(weight)
-    weight = weight + strength * (codes * scale - weight).detach()
-    if activation_bits < 16:
-        codes, scale = int8_codes(x, activation_bits)
-        x = x + strength * (codes / scale - x).detach()
-    return F.linear(x, weight, bias)
-
-
-class FrozenBitLinear(nn.Module):
-    """BitLinear of a packed checkpoint: integer codes and one scale, y = x̂ codesᵀ · scale + b.
-
-    Attributes:
-        codes: int8, (out_features, in_features), values -1, 0, +1.
-        scale: float32 scalar, in the multiplying convention.
-        bias: float32, (out_features,), or None.
-    """
-
-    codes: Tensor
-    scale: Tensor
-    bias: Tensor | None
-
-    def __init__(self, in_features: int, out_features: int, bias: bool = True) -> None:
-        super().__init__()
-        self.register_buffer("codes", torch.zeros(out_features, in_features, dtype=torch.int8))
-        self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("bias", torch.zeros(out_features) if bias else None)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in_features) -> (..., out_features), in x's type."""
-        codes, scale = int8_codes(x)
-        y = F.linear((codes / scale).to(x.dtype), self.codes.to(x.dtype)) * self.scale.to(x.dtype)
-        return y if self.bias is None else y + self.bias.to(x.dtype)
+        layer.quantised, layer.strength = strength > 0, shared
+        layer.inputs = None if activation_bits == 16 else layer.recipe.inputs if low_bit else "int8"

@@ -1,6 +1,7 @@
-"""The decoder of BitNet b1.58 2B4T (arXiv 2504.12285), parameter names exactly Hugging Face's.
+"""The decoder of the BitNet line, parameter names those on disk: Hugging Face's, for 2B4T exactly.
 
-A layer:  x += attention(RMS(x));  x += feed_forward(RMS(x))       at the end RMS, then the head.
+A layer:  x += attention(RMS(x));  x += feed_forward(RMS(x))       at the end RMS, then the head. The norms of
+a layer stand where the configuration has them: here, before o_proj and down_proj, or inside projections.
 
 The state dict of an online configuration is the checkpoint: loading and exporting are a copy of a dict.
 The head is the embedding where they are tied; there is no `lm_head` key then.
@@ -17,24 +18,25 @@ from bitnet.config import ModelConfig
 from bitnet.nn.attention import Attention
 from bitnet.nn.cache import KeyValueCache
 from bitnet.nn.feed_forward import FeedForward
-from bitnet.nn.norm import RMSNorm
+from bitnet.nn.norm import RMSNorm, normalised
 from bitnet.nn.rotary import rotary_angles
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each behind its norm and around a residual."""
+    """Attention and feed-forward, each around a residual and behind its norm, if it has one."""
 
     def __init__(self, config: ModelConfig, index: int) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        size, eps, pre_norms = config.hidden_size, config.rms_norm_eps, config.quantization.pre_norms
+        self.input_layernorm = RMSNorm(size, eps) if pre_norms else None
         self.self_attn = Attention(config, index)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(size, eps) if pre_norms else None
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, angles: tuple[Tensor, Tensor], cache: KeyValueCache | None) -> Tensor:
         """(batch, new, hidden_size) -> the same."""
-        x = x + self.self_attn(self.input_layernorm(x), angles, cache)
-        y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.self_attn(normalised(x, self.input_layernorm), angles, cache)
+        y: Tensor = x + self.mlp(normalised(x, self.post_attention_layernorm))
         return y
 
 

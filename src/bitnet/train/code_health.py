@@ -1,4 +1,4 @@
-"""How a run's ternary codes move: the share of zeros in every layer, and of codes that changed.
+"""How a run's codes move: the share of zeros in every layer, and of codes that changed.
 
 A code that flips back and forth learns nothing; one that never flips any more is settled. Both shares fall
 in the second stage of the schedule (docs/schedules.md).
@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch.distributed.tensor import DTensor
 
 from bitnet.nn import BitLinear, Transformer
-from bitnet.nn.bitlinear import ternary_codes
-from bitnet.quantize.packing import pack_2bit, unpack_2bit
+from bitnet.nn.quantizers import weight_codes
+from bitnet.quantize.packing import pack, unpack
 
 
 class CodeHealth:
-    """Compares each measure with the one before, whose codes it keeps packed, 2 bits each."""
+    """Compares each measure with the one before, whose codes it keeps packed."""
 
     def __init__(self, model: Transformer) -> None:
         self._layers = {
@@ -34,9 +34,10 @@ class CodeHealth:
         for name, module in self._layers.items():
             weight = module.weight.detach()
             whole = weight.full_tensor() if isinstance(weight, DTensor) else weight
-            codes = ternary_codes(whole)[0].to(torch.int8).cpu().numpy()
+            kind = module.recipe.weights
+            codes = weight_codes(whole, module.recipe)[0].to(torch.int8).cpu().numpy()
             before = self._before.get(name)
-            flips = float("nan") if before is None else float(np.mean(unpack_2bit(before) != codes))
+            flips = float("nan") if before is None else float(np.mean(unpack(before, kind) != codes))
             result[name] = float(np.mean(codes == 0)), flips
-            self._before[name] = pack_2bit(codes)
+            self._before[name] = pack(codes, kind)
         return result

@@ -2,8 +2,7 @@
 
 The packed file holds the very codes the forward pass saw: they come from the same function on the same
 float32 masters. Rounding masters to bfloat16 flips some codes (0.04 % was measured), so a master whose code
-would change is rounded to the neighbour on its code's side of the threshold instead: both files hold the
-same codes.
+would change is rounded to its code's side of the threshold instead: both files hold the same codes.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from bitnet.formats.checkpoint import write_checkpoint
 from bitnet.formats.tensor import Tensor
 from bitnet.formats.tensor_names import projections
 from bitnet.nn import Transformer
-from bitnet.nn.bitlinear import ternary_codes
-from bitnet.quant_config import QuantizationMode
-from bitnet.quantize.packing import pack_2bit
+from bitnet.nn.quantizers import middle_of, weight_codes
+from bitnet.quant_config import LinearRecipe, QuantizationMode
+from bitnet.quantize.packing import pack
 from bitnet.train.tokenizer import save_tokenizer
 
 _MOST_NUDGES = 50  # each moves the scale by less than the last; two or three are usual
@@ -50,7 +49,7 @@ def export(
 
     Args:
         tensors: float32 masters by name, `whole_tensors`.
-        mode: `offline` packs (2 bits a weight), `online` keeps masters in bfloat16.
+        mode: `offline` packs (1 or 2 bits a weight), `online` keeps masters in bfloat16.
         chat_template: the tokenizer's, if it has one.
     Raises:
         InputError: the folder exists and is not empty.
@@ -64,38 +63,54 @@ def export(
 def checkpoint_tensors(tensors: Mapping[str, torch.Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Float32 masters as `config`, packed or online, stores them."""
     packed = config.quantization.quantization_mode == "offline"
-    quantised = {f"{name}.weight" for name in projections(config)}
+    recipes = {
+        f"{name}.weight": config.quantization.recipe(name, rows)
+        for name, (rows, _) in projections(config).items()
+    }
     result = {}
     for name, values in tensors.items():
-        if name not in quantised:
+        recipe = recipes.get(name)
+        if recipe is None:
             result[name] = _tensor("BF16", _bits(values))
         elif packed:
-            codes, scale = ternary_codes(values)
-            result[name] = _tensor("U8", pack_2bit(codes.to(torch.int8).numpy()))
-            result[f"{name}_scale"] = _tensor("BF16", _bits(scale.reshape(1)))
+            codes, scales = weight_codes(values, recipe)
+            result[name] = _tensor("U8", pack(codes.to(torch.int8).numpy(), recipe.weights))
+            result[f"{name}_scale"] = _tensor("BF16", _bits(scales))
         else:
-            result[name] = _tensor("BF16", _bits(bfloat16_with_codes_of(values)))
+            result[name] = _tensor("BF16", _bits(bfloat16_with_codes_of(values, recipe)))
     return result
 
 
-def bfloat16_with_codes_of(weight: torch.Tensor) -> torch.Tensor:
-    """Round float32 masters to bfloat16 such that their ternary codes stay what they are.
+def bfloat16_with_codes_of(weight: torch.Tensor, recipe: LinearRecipe) -> torch.Tensor:
+    """Round float32 masters to bfloat16 such that their codes stay what they are.
 
-    Values next to a threshold move by one bfloat16 step where nearest rounding would cross it. The few that
-    move shift the mean a little, so the codes are compared again until all agree.
+    Values next to a threshold move to the side of their code where nearest rounding would cross it: by one
+    bfloat16 step for ternary codes, to the neighbour of the mean for binary ones. The few that move shift the
+    means a little, so the codes are compared again until all agree.
     """
-    codes, _ = ternary_codes(weight)
+    codes, _ = weight_codes(weight, recipe)
     rounded = weight.to(torch.bfloat16)
-    bits = rounded.view(torch.int16)
     for _ in range(_MOST_NUDGES):
-        now, _ = ternary_codes(rounded)
-        wrong = now != codes
+        wrong = codes - weight_codes(rounded, recipe)[0]  # its sign says where a value belongs
         if not wrong.any():
             break
-        # sign and magnitude: adding one to the bits moves away from zero on both sides
-        outwards = torch.where(now.abs() < codes.abs(), 1, -1).to(torch.int16)
-        bits += outwards * wrong
+        if recipe.weights == "binary":
+            moved = _beside(middle_of(rounded, recipe).expand_as(wrong), wrong)
+        else:
+            moved = _next(rounded, wrong)
+        rounded = torch.where(wrong != 0, moved, rounded)
     return rounded
+
+
+def _beside(middle: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+    """The bfloat16 nearest to `middle` among those above it (side > 0), or among the others."""
+    nearest = middle.to(torch.bfloat16)
+    return torch.where((nearest > middle) == (side > 0), nearest, _next(nearest, side))
+
+
+def _next(values: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+    """The bfloat16 neighbours above (side > 0) or below."""
+    return torch.nextafter(values, (side.sign() * torch.inf).to(torch.bfloat16))
 
 
 def _tensor(dtype: str, data: NDArray[np.generic]) -> Tensor:

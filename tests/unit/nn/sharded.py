@@ -12,7 +12,8 @@ from torch.distributed.fsdp import fully_shard
 
 from bitnet.config import ModelConfig
 from bitnet.nn import BitLinear, Transformer
-from bitnet.nn.bitlinear import set_quantization, ternary_codes
+from bitnet.nn.bitlinear import set_quantization
+from bitnet.nn.quantizers import ternary_codes
 
 ODD = ModelConfig(
     vocab_size=257,

@@ -10,7 +10,8 @@ from bitnet.errors import InputError
 from bitnet.formats.checkpoint import read_checkpoint
 from bitnet.load import load_model
 from bitnet.nn import BitLinear
-from bitnet.nn.bitlinear import ternary_codes
+from bitnet.nn.quantizers import ternary_codes
+from bitnet.quant_config import LinearRecipe
 from bitnet.quantize.packing import unpack_2bit
 from bitnet.train.export import bfloat16_with_codes_of
 from bitnet.train.trainer import Trainer
@@ -47,7 +48,7 @@ def test_rounding_to_bfloat16_would_flip_codes_that_the_export_keeps():
     torch.manual_seed(0)
     weight = torch.randn(500, 301) * 0.02
     codes, _ = ternary_codes(weight)
-    nearest, kept = weight.to(torch.bfloat16), bfloat16_with_codes_of(weight)
+    nearest, kept = weight.to(torch.bfloat16), bfloat16_with_codes_of(weight, LinearRecipe())
     assert (ternary_codes(nearest)[0] != codes).any()
     assert torch.equal(ternary_codes(kept)[0], codes)
     steps = (kept.view(torch.int16).int() - nearest.view(torch.int16).int()).abs()
