@@ -16,6 +16,8 @@
 #include <utility>
 #include <vector>
 
+#include "binary_bindings.h"
+#include "kernels/binary_kernels.h"
 #include "layer_bindings.h"
 #include "model/bandwidth.h"
 #include "model/transformer.h"
@@ -247,6 +249,8 @@ std::vector<std::tuple<std::string, bool, std::string>> self_test(const std::str
   const nb::gil_scoped_release release;
   for (bitnet::SelfTestResult& result : bitnet::self_test(kernels))
     rows.emplace_back(std::move(result.kernel), result.passed, std::move(result.detail));
+  for (bitnet::SelfTestResult& result : bitnet::binary_self_test(bitnet::binary_kernels(kernels)))
+    rows.emplace_back(std::move(result.kernel), result.passed, std::move(result.detail));
   return rows;
 }
 
@@ -327,4 +331,5 @@ NB_MODULE(_core, m) {
   m.def("ternary_matmul", &ternary_matmul, "x"_a, "packed"_a, "isa"_a);
   m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "eps"_a, "isa"_a);
   bitnet::bind_layers(m);
+  bitnet::bind_binary(m);
 }

@@ -2,6 +2,7 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "binary_kernels.h"
 #include "kernels.h"
 
 #if defined(BITNET_X86) && defined(_MSC_VER)
@@ -51,6 +52,19 @@ bool cpu_has_avx_vnni() {
 #endif
 }
 #endif
+
+// Asked by hand, as AVX-VNNI is; only of CPUs with AVX-512, whose registers the system then saves.
+// AVX512-VNNI does not promise it: Cascade Lake has the one and not the other.
+bool cpu_has_vpopcntdq() {
+#if defined(_MSC_VER)
+  int id[4];
+  __cpuidex(id, 7, 0);
+  return id[2] & (1 << 14);
+#else
+  unsigned eax, ebx, ecx, edx;
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (ecx & (1 << 14));
+#endif
+}
 
 bool cpu_has_avx512_vnni() {
 #if defined(_MSC_VER)
@@ -138,6 +152,17 @@ const Kernels& select_kernels(const std::string& name) {
   }
   throw std::invalid_argument("instruction set '" + wanted +
                               "' is unknown or not available on this CPU; BITNET_ISA may be " + choices);
+}
+
+const BinaryKernels& binary_kernels(const Kernels& kernels) {
+#if defined(BITNET_X86)
+  if (&kernels == &avx512_vnni_kernels && cpu_has_vpopcntdq()) return avx512_binary_kernels;
+  if (&kernels != &scalar_kernels) return avx2_binary_kernels;
+#elif defined(BITNET_ARM64)
+  if (&kernels != &scalar_kernels) return neon_binary_kernels;
+#endif
+  (void)kernels;
+  return scalar_binary_kernels;
 }
 
 }  // namespace bitnet

@@ -2,12 +2,15 @@
 // instruction sets of other machines under an emulator.
 #include <cstdio>
 
-#include "kernels/kernels.h"
+#include "kernels/binary_kernels.h"
 
 int main() {
   int failures = 0;
   for (const bitnet::Kernels* kernels : bitnet::supported_kernels()) {
-    for (const bitnet::SelfTestResult& result : bitnet::self_test(*kernels)) {
+    std::vector<bitnet::SelfTestResult> results = bitnet::self_test(*kernels);
+    for (bitnet::SelfTestResult& result : bitnet::binary_self_test(bitnet::binary_kernels(*kernels)))
+      results.push_back(result);
+    for (const bitnet::SelfTestResult& result : results) {
       std::printf("%s %s %s %s\n", kernels->name, result.kernel.c_str(), result.passed ? "ok" : "FAILED",
                   result.detail.c_str());
       failures += result.passed ? 0 : 1;

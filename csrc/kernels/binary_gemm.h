@@ -1,0 +1,36 @@
+// How bit products walk over rows and tokens: the same for every instruction set. The files include it inside
+// their anonymous namespaces, as they do float_kernels.h, after they have defined
+//
+//   template <class Bits>
+//   void count_planes(const std::uint32_t* weights, std::size_t words, const std::uint32_t* x,
+//                     std::size_t planes, Counts& counts);
+//
+// counts[i][lane] = differing bits of row `lane` of a group and plane i of x, up to kTilePlanes of them.
+
+// A group of 2560 columns is 5 KB (10 KB ternary) and stays in L1 over the tokens.
+template <class Bits>
+void bit_gemm(const BitProduct& product) {
+  const std::size_t tile_tokens = kTilePlanes / product.planes;
+  for (std::size_t row = 0; row < product.rows; row += kGroupRows) {
+    const std::uint32_t* weights = product.weights + row * product.words * Bits::kLines;
+    const std::size_t rows = product.rows - row < kGroupRows ? product.rows - row : kGroupRows;
+    for (std::size_t t = 0; t < product.tokens; t += tile_tokens) {
+      const std::size_t tokens = product.tokens - t < tile_tokens ? product.tokens - t : tile_tokens;
+      alignas(64) Counts counts;
+      count_planes<Bits>(weights, product.words, product.x + t * product.planes * product.words,
+                         tokens * product.planes, counts);
+      for (std::size_t i = 0; i < tokens; ++i) {
+        alignas(64) std::int32_t sums[kGroupRows];
+        for (std::size_t lane = 0; lane < kGroupRows; ++lane) sums[lane] = product.base[row + lane];
+        for (std::size_t j = 0; j < product.planes; ++j)
+          for (std::size_t lane = 0; lane < kGroupRows; ++lane)
+            sums[lane] += product.factors[j] * counts[i * product.planes + j][lane];
+        std::int32_t* y = product.y + (t + i) * product.y_stride + row;
+        if (rows == kGroupRows)
+          std::memcpy(y, sums, sizeof(sums));
+        else
+          std::memcpy(y, sums, rows * sizeof(sums[0]));
+      }
+    }
+  }
+}

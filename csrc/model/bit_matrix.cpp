@@ -1,0 +1,177 @@
+#include "bit_matrix.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+
+namespace bitnet {
+namespace {
+
+// One task: 64 planes of 2560 columns are 20 KB, which stay in L1 beside a group's 5 KB; 8 groups (40 KB, or
+// 80 ternary) come from L2 for the next tokens and leave enough tasks to balance.
+constexpr std::size_t kTaskPlanes = 64;
+constexpr std::size_t kTaskRows = 8 * kGroupRows;
+// Rows of a task of the table kernel: building tables costs little from a few hundred on, and 1280 rows'
+// sums, 240 KB, stay in L2.
+constexpr std::size_t kTableRows = 1280;
+constexpr std::size_t kFewestTableRows = 128;
+
+std::int32_t popcount(std::uint32_t bits) {
+  bits -= (bits >> 1) & 0x55555555u;
+  bits = (bits & 0x33333333u) + ((bits >> 2) & 0x33333333u);
+  return static_cast<std::int32_t>((((bits + (bits >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24);
+}
+
+// Word k of a row of bits, little-endian bytes on every machine; 0 beyond the last column.
+std::uint32_t read_word(const std::uint8_t* bits, std::size_t columns, std::size_t k) {
+  const std::size_t first = k * kWordColumns;
+  if (first >= columns) return 0;
+  const std::size_t count = std::min(kWordColumns, columns - first);
+  std::uint32_t word = 0;
+  for (std::size_t byte = 0; byte < (count + 7) / 8; ++byte)
+    word |= static_cast<std::uint32_t>(bits[first / 8 + byte]) << (8 * byte);
+  return count == kWordColumns ? word : word & ((1u << count) - 1u);
+}
+
+}  // namespace
+
+BitMatrix::BitMatrix(std::size_t rows, std::size_t columns, bool ternary)
+    : rows_(rows),
+      columns_(columns),
+      words_(padded_words(columns)),
+      ternary_(ternary),
+      weights_(padded_rows(rows) * words_ * (ternary ? 2 : 1)),
+      nonzero_(padded_rows(rows)),
+      minus_plus_(padded_rows(rows)) {
+  std::fill_n(nonzero_.data(), nonzero_.size(), 0);
+  std::fill_n(minus_plus_.data(), minus_plus_.size(), 0);
+}
+
+BitMatrix BitMatrix::binary(const std::uint8_t* bits, std::size_t rows, std::size_t columns,
+                            ThreadPool& pool) {
+  BitMatrix matrix(rows, columns, false);
+  const std::size_t words = matrix.words_, row_bytes = (columns + 7) / 8;
+  pool.run(padded_rows(rows) / kGroupRows, [&](std::size_t group, std::size_t) {
+    for (std::size_t lane = 0; lane < kGroupRows; ++lane) {
+      const std::size_t row = group * kGroupRows + lane;
+      std::uint32_t* out = matrix.weights_.data() + group * words * kGroupRows + lane;
+      std::int32_t ones = 0;
+      for (std::size_t k = 0; k < words; k += 2) {
+        const std::uint8_t* from = bits + row * row_bytes;
+        const std::uint32_t first = row < rows ? read_word(from, columns, k) : 0;
+        const std::uint32_t second = row < rows ? read_word(from, columns, k + 1) : 0;
+        out[k * kGroupRows] = first ^ second;
+        out[(k + 1) * kGroupRows] = second;
+        ones += popcount(first) + popcount(second);
+      }
+      if (row >= rows) continue;
+      matrix.nonzero_.data()[row] = static_cast<std::int32_t>(columns);
+      matrix.minus_plus_.data()[row] = -ones;
+    }
+  });
+  return matrix;
+}
+
+BitMatrix BitMatrix::ternary(const std::uint8_t* plus, const std::uint8_t* minus, std::size_t rows,
+                             std::size_t columns, ThreadPool& pool) {
+  BitMatrix matrix(rows, columns, true);
+  const std::size_t words = matrix.words_, row_bytes = (columns + 7) / 8;
+  std::atomic<bool> both{false};
+  pool.run(padded_rows(rows) / kGroupRows, [&](std::size_t group, std::size_t) {
+    for (std::size_t lane = 0; lane < kGroupRows; ++lane) {
+      const std::size_t row = group * kGroupRows + lane;
+      std::uint32_t* out = matrix.weights_.data() + group * words * 2 * kGroupRows + lane;
+      std::int32_t positive = 0, nonzero = 0;
+      for (std::size_t k = 0; k < words; ++k) {
+        const std::uint32_t p = row < rows ? read_word(plus + row * row_bytes, columns, k) : 0;
+        const std::uint32_t n = row < rows ? read_word(minus + row * row_bytes, columns, k) : 0;
+        if ((p & n) != 0) both = true;
+        out[2 * k * kGroupRows] = p | n;
+        out[(2 * k + 1) * kGroupRows] = p;
+        positive += popcount(p);
+        nonzero += popcount(p | n);
+      }
+      matrix.nonzero_.data()[row] = nonzero;
+      matrix.minus_plus_.data()[row] = -positive;
+    }
+  });
+  if (both) throw std::invalid_argument("a weight is set in plus and in minus");
+  return matrix;
+}
+
+void BitMatrix::multiply_signs(const BinaryKernels& kernels, ThreadPool& pool, BitScratch& scratch,
+                               const std::uint8_t* x, std::size_t tokens, std::int32_t* y) const {
+  const std::int32_t factor = -2;
+  multiply(kernels, pool, scratch, x, tokens, 1, nonzero_.data(), &factor, y);
+}
+
+void BitMatrix::multiply_planes(const BinaryKernels& kernels, ThreadPool& pool, BitScratch& scratch,
+                                const std::uint8_t* x, std::size_t tokens, std::size_t planes,
+                                std::int32_t* y) const {
+  std::int32_t factors[kMostPlanes];
+  for (std::size_t j = 0; j < planes; ++j) factors[j] = -(1 << j);
+  factors[planes - 1] = 1 << (planes - 1);
+  multiply(kernels, pool, scratch, x, tokens, planes, minus_plus_.data(), factors, y);
+}
+
+void BitMatrix::multiply(const BinaryKernels& kernels, ThreadPool& pool, BitScratch& scratch,
+                         const std::uint8_t* x, std::size_t tokens, std::size_t planes,
+                         const std::int32_t* base, const std::int32_t* factors, std::int32_t* y) const {
+  const std::size_t row_bytes = (columns_ + 7) / 8, lines = ternary_ ? 2 : 1;
+  std::uint32_t* words = scratch.x.reserve(tokens * planes * words_);
+  pool.run(tokens, [&](std::size_t token, std::size_t) {
+    for (std::size_t i = token * planes; i < (token + 1) * planes; ++i) {
+      std::uint32_t* out = words + i * words_;
+      for (std::size_t k = 0; k < words_; ++k) out[k] = read_word(x + i * row_bytes, columns_, k);
+      for (std::size_t k = 0; !ternary_ && k < words_; k += 2) out[k] ^= out[k + 1];
+    }
+  });
+  const auto gemm = ternary_ ? kernels.ternary_gemm : kernels.binary_gemm;
+  const std::size_t task_tokens = kTaskPlanes / planes;
+  const std::size_t token_tasks = (tokens + task_tokens - 1) / task_tokens;
+  pool.run((rows_ + kTaskRows - 1) / kTaskRows * token_tasks, [&](std::size_t task, std::size_t) {
+    const std::size_t row = task / token_tasks * kTaskRows, token = task % token_tasks * task_tokens;
+    gemm({weights_.data() + row * words_ * lines, base + row, std::min(kTaskRows, rows_ - row), words_,
+          words + token * planes * words_, std::min(task_tokens, tokens - token), planes, factors,
+          y + token * rows_ + row, rows_});
+  });
+}
+
+void BitMatrix::multiply_int8(const BinaryKernels& kernels, ThreadPool& pool, BitScratch& scratch,
+                              const std::int8_t* x, std::size_t tokens, std::int32_t* y) const {
+  const std::size_t padded = words_ * kWordColumns, rest = tokens % kSignTableTokens;
+  std::size_t by_table = 0;
+  if (kernels.sign_table_gemm != nullptr && rows_ >= kFewestTableRows)
+    by_table = rest < kernels.fewest_tokens ? tokens - rest : tokens;
+  if (by_table > 0) {
+    std::size_t task_rows = kTableRows;
+    const std::size_t blocks = (by_table + kSignTableTokens - 1) / kSignTableTokens;
+    const auto row_tasks = [&] { return (rows_ + task_rows - 1) / task_rows; };
+    while (task_rows > kFewestTableRows && row_tasks() * blocks < pool.threads()) task_rows /= 2;
+    const std::size_t thread_bytes = (sign_table_scratch_bytes(task_rows) + 63) / 64 * 64;
+    const std::size_t x_bytes = by_table * padded;  // padded is a multiple of 64
+    std::uint8_t* bytes = scratch.bytes.reserve(x_bytes + pool.threads() * thread_bytes);
+    auto* codes = reinterpret_cast<std::int8_t*>(bytes);
+    pool.run(by_table, [&](std::size_t token, std::size_t) {
+      std::memcpy(codes + token * padded, x + token * columns_, columns_);
+      std::memset(codes + token * padded + columns_, 0, padded - columns_);
+    });
+    pool.run(row_tasks() * blocks, [&](std::size_t task, std::size_t thread) {
+      const std::size_t row = task / blocks * task_rows, token = task % blocks * kSignTableTokens;
+      kernels.sign_table_gemm(weights_.data() + row * words_, std::min(task_rows, rows_ - row), words_,
+                              codes + token * padded, std::min(kSignTableTokens, by_table - token),
+                              bytes + x_bytes + thread * thread_bytes, y + token * rows_ + row, rows_);
+    });
+  }
+  if (by_table == tokens) return;
+  const std::size_t token_bytes = kMostPlanes * ((columns_ + 7) / 8), count = tokens - by_table;
+  std::uint8_t* planes = scratch.bytes.reserve(count * token_bytes);
+  pool.run(count, [&](std::size_t token, std::size_t) {
+    kernels.pack_planes(x + (by_table + token) * columns_, columns_, kMostPlanes,
+                        planes + token * token_bytes);
+  });
+  multiply_planes(kernels, pool, scratch, planes, count, kMostPlanes, y + by_table * rows_);
+}
+
+}  // namespace bitnet
