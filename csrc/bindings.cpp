@@ -17,10 +17,12 @@
 #include <vector>
 
 #include "binary_bindings.h"
+#include "kernel_bindings.h"
 #include "kernels/binary_kernels.h"
 #include "layer_bindings.h"
 #include "model/bandwidth.h"
 #include "model/transformer.h"
+#include "weight_arrays.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -28,89 +30,9 @@ using namespace nb::literals;
 namespace {
 
 using bitnet::Kernels;
-using F32Vector = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using F32Matrix = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using U16Matrix = nb::ndarray<const std::uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using U8Matrix = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using I8Matrix = nb::ndarray<const std::int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using bitnet::new_array;
+using bitnet::require;
 using Ids = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-template <class T>
-nb::ndarray<nb::numpy, T> new_array(std::unique_ptr<T[]> data, std::initializer_list<std::size_t> shape) {
-  T* raw = data.release();
-  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::ndarray<nb::numpy, T>(raw, shape, owner);
-}
-
-void require(bool condition, const std::string& what) {
-  if (!condition) throw std::invalid_argument(what);
-}
-
-std::vector<float> read_vector(nb::handle array, std::size_t size, const std::string& name) {
-  const F32Vector values = nb::cast<F32Vector>(array);
-  require(values.shape(0) == size, name + " has the wrong length");
-  return std::vector<float>(values.data(), values.data() + size);
-}
-
-std::vector<float> read_table(nb::handle array, std::size_t rows, std::size_t columns,
-                              const std::string& name) {
-  const F32Matrix values = nb::cast<F32Matrix>(array);
-  require(values.shape(0) == rows && values.shape(1) == columns, name + " has the wrong shape");
-  return std::vector<float>(values.data(), values.data() + rows * columns);
-}
-
-// bfloat16 arrives as uint16 bits; the array is used in place.
-bitnet::Table view_table(nb::handle array, std::size_t rows, std::size_t columns, const std::string& name) {
-  bitnet::Table table;
-  U16Matrix bits;
-  // without conversion, which would turn float32 into whole numbers, in an array that is gone on return
-  if (nb::try_cast(array, bits, false)) {
-    require(bits.shape(0) == rows && bits.shape(1) == columns, name + " has the wrong shape");
-    table.bf16 = bits.data();
-    return table;
-  }
-  const F32Matrix values = nb::cast<F32Matrix>(array);
-  require(values.shape(0) == rows && values.shape(1) == columns, name + " has the wrong shape");
-  table.f32 = values.data();
-  return table;
-}
-
-bitnet::Linear read_linear(nb::handle item, std::size_t rows, std::size_t columns, const std::string& name,
-                           bitnet::ThreadPool& pool) {
-  const nb::tuple parts = nb::cast<nb::tuple>(item);
-  require(parts.size() == 3, name + " must be (packed, scale, bias or None)");
-  const U8Matrix packed = nb::cast<U8Matrix>(parts[0]);
-  require(packed.shape(0) * 4 == rows && packed.shape(1) == columns, name + " has the wrong shape");
-  std::vector<float> bias;
-  if (!parts[2].is_none()) bias = read_vector(parts[2], rows, name + " bias");
-  return bitnet::Linear::from_packed(packed.data(), rows, columns, nb::cast<float>(parts[1]), std::move(bias),
-                                     pool);
-}
-
-bitnet::Layer read_layer(const bitnet::Config& config, const nb::dict& from, bitnet::ThreadPool& pool) {
-  const std::size_t hidden = config.hidden_size, ffn = config.intermediate_size;
-  const std::size_t query = config.query_size(), key_value = config.key_value_size();
-  const auto vector = [&](const char* name, std::size_t size) { return read_vector(from[name], size, name); };
-  const auto linear = [&](const char* name, std::size_t rows, std::size_t columns) {
-    return read_linear(from[name], rows, columns, name, pool);
-  };
-  bitnet::Layer layer{vector("input_norm", hidden),
-                      vector("attention_sub_norm", query),
-                      vector("post_attention_norm", hidden),
-                      vector("feed_forward_sub_norm", ffn),
-                      linear("query", query, hidden),
-                      linear("key", key_value, hidden),
-                      linear("value", key_value, hidden),
-                      linear("output", hidden, query),
-                      linear("gate", ffn, hidden),
-                      linear("up", ffn, hidden),
-                      linear("down", hidden, ffn)};
-  if (config.activation == bitnet::Activation::relu2) {
-    const nb::tuple down = nb::cast<nb::tuple>(from["down"]);
-    layer.down.add_columns(nb::cast<U8Matrix>(down[0]).data(), pool);
-  }
-  return layer;
-}
 
 std::string check_choice(const std::string& value, const char* first, const char* second, const char* name) {
   require(value == first || value == second,
@@ -148,15 +70,15 @@ class Engine {
     if (check_choice(head_type, "full", "shortlist", "head") == "shortlist")
       config.head_type = bitnet::HeadType::shortlist;
     bitnet::Weights weights;
-    weights.embedding = view_table(embedding_, config.vocab_size, config.hidden_size, "embedding");
-    weights.head = view_table(head_, config.vocab_size, config.hidden_size, "head");
-    weights.final_norm = read_vector(final_norm, config.hidden_size, "final_norm");
-    weights.rope_cos = read_table(rope_cos, config.max_positions, config.head_dim / 2, "rope_cos");
-    weights.rope_sin = read_table(rope_sin, config.max_positions, config.head_dim / 2, "rope_sin");
+    weights.embedding = bitnet::view_table(embedding_, config.vocab_size, config.hidden_size, "embedding");
+    weights.head = bitnet::view_table(head_, config.vocab_size, config.hidden_size, "head");
+    weights.final_norm = bitnet::read_vector(final_norm, config.hidden_size, "final_norm");
+    weights.rope_cos = bitnet::read_table(rope_cos, config.max_positions, config.head_dim / 2, "rope_cos");
+    weights.rope_sin = bitnet::read_table(rope_sin, config.max_positions, config.head_dim / 2, "rope_sin");
     bitnet::ThreadPool pool(threads);
     // One after the other: a layer that was decoded for us can go before the next one comes.
     for (nb::handle layer : layers)
-      weights.layers.push_back(read_layer(config, nb::cast<nb::dict>(layer), pool));
+      weights.layers.push_back(bitnet::read_layer(config, nb::cast<nb::dict>(layer), pool));
     require(weights.layers.size() == config.layers, "layers has the wrong length");
     transformer_ = std::make_unique<bitnet::Transformer>(config, std::move(weights), threads, kernels);
   }
@@ -254,52 +176,6 @@ std::vector<std::tuple<std::string, bool, std::string>> self_test(const std::str
   return rows;
 }
 
-// One kernel at a time, for the tests that compare them with the NumPy definition.
-nb::tuple quantize_int8(const F32Matrix& x, const std::string& isa) {
-  const Kernels& kernels = bitnet::select_kernels(isa);
-  const std::size_t rows = x.shape(0), columns = x.shape(1);
-  std::unique_ptr<std::int8_t[]> codes(new std::int8_t[rows * columns]);
-  std::unique_ptr<float[]> scales(new float[rows]);
-  std::int32_t sum = 0;
-  for (std::size_t row = 0; row < rows; ++row)
-    kernels.quantize(x.data() + row * columns, columns, columns, codes.get() + row * columns, &scales[row],
-                     &sum);
-  return nb::make_tuple(new_array(std::move(codes), {rows, columns}),
-                        new_array(std::move(scales), {rows, 1}));
-}
-
-nb::ndarray<nb::numpy, std::int32_t> ternary_matmul(const I8Matrix& x, const U8Matrix& packed,
-                                                    const std::string& isa) {
-  const Kernels& kernels = bitnet::select_kernels(isa);
-  const std::size_t tokens = x.shape(0), columns = x.shape(1), rows = packed.shape(0) * 4;
-  require(packed.shape(1) == columns, "x and packed disagree in columns");
-  bitnet::ThreadPool pool(1);
-  const bitnet::Linear linear = bitnet::Linear::from_packed(packed.data(), rows, columns, 1.0f, {}, pool);
-  const std::size_t padded = bitnet::padded_columns(columns);
-  std::vector<std::int8_t> codes(tokens * padded, 0);
-  std::vector<std::int32_t> sums(tokens, 0);
-  for (std::size_t t = 0; t < tokens; ++t) {
-    for (std::size_t k = 0; k < columns; ++k) {
-      codes[t * padded + k] = x.data()[t * columns + k];
-      sums[t] += codes[t * padded + k];
-    }
-  }
-  std::unique_ptr<std::int32_t[]> y(new std::int32_t[tokens * rows]);
-  kernels.ternary_gemm(linear.weights.data(), rows, padded, codes.data(), sums.data(), tokens, y.get(), rows);
-  return new_array(std::move(y), {tokens, rows});
-}
-
-nb::ndarray<nb::numpy, float> rms_norm(const F32Matrix& x, const F32Vector& weight, float eps,
-                                       const std::string& isa) {
-  const Kernels& kernels = bitnet::select_kernels(isa);
-  const std::size_t rows = x.shape(0), columns = x.shape(1);
-  require(weight.shape(0) == columns, "x and weight disagree in columns");
-  std::unique_ptr<float[]> y(new float[rows * columns]);
-  for (std::size_t row = 0; row < rows; ++row)
-    kernels.rms_norm(x.data() + row * columns, weight.data(), columns, eps, y.get() + row * columns);
-  return new_array(std::move(y), {rows, columns});
-}
-
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -327,9 +203,7 @@ NB_MODULE(_core, m) {
   m.def("physical_cores", &bitnet::physical_cores);
   m.def("read_bandwidth", &bitnet::read_bandwidth, "threads"_a, "megabytes"_a,
         nb::call_guard<nb::gil_scoped_release>());
-  m.def("quantize_int8", &quantize_int8, "x"_a, "isa"_a);
-  m.def("ternary_matmul", &ternary_matmul, "x"_a, "packed"_a, "isa"_a);
-  m.def("rms_norm", &rms_norm, "x"_a, "weight"_a, "eps"_a, "isa"_a);
+  bitnet::bind_kernels(m);
   bitnet::bind_layers(m);
   bitnet::bind_binary(m);
 }

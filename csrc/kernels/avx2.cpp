@@ -106,6 +106,56 @@ void nibble_row(const std::uint8_t* row, std::size_t columns, const std::int8_t*
 
 #include "nibble_gemm.h"
 
+// One row of signs times `Tokens` activations, as row_dots goes: a block's 16 bytes stand in both halves of a
+// register, and each half has masks of its own. Bits 0 and 1 (after the shift 4 and 5), times 1 and 2, are
+// collected apart from bits 2 and 3, times 4 and 8, which grow fastest, by 2 * (2 * 8 * 128) = 4096 a block:
+// seven blocks fit in int16.
+template <std::size_t Tokens>
+void sign_row(const std::uint8_t* row, std::size_t columns, const std::int8_t* x, const std::int32_t* x_sums,
+              std::int32_t* y, std::size_t y_stride) {
+  constexpr std::size_t kBlocksPerFold = 7;
+  const auto halves = [](__m128i low, __m128i high) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+  };
+  const __m256i bits01 = halves(_mm_set1_epi8(1), _mm_set1_epi8(2));
+  const __m256i bits23 = _mm256_slli_epi16(bits01, 2), one = _mm256_set1_epi16(1);
+  const std::size_t blocks = columns / kBlockWeights;
+  __m256i total01[Tokens], total23[Tokens];
+  for (std::size_t t = 0; t < Tokens; ++t) total01[t] = total23[t] = _mm256_setzero_si256();
+  for (std::size_t first = 0; first < blocks; first += kBlocksPerFold) {
+    const std::size_t last = first + kBlocksPerFold < blocks ? first + kBlocksPerFold : blocks;
+    __m256i sum01[Tokens], sum23[Tokens];
+    for (std::size_t t = 0; t < Tokens; ++t) sum01[t] = sum23[t] = _mm256_setzero_si256();
+    for (std::size_t block = first; block < last; ++block) {
+      const std::uint8_t* address = row + block * kSignBlockBytes;
+      _mm_prefetch(reinterpret_cast<const char*>(address + kAhead), _MM_HINT_T1);
+      const __m256i low =
+          _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(address)));
+      const __m256i high = _mm256_srli_epi16(low, 4);
+      const __m256i part0 = _mm256_and_si256(low, bits01), part1 = _mm256_and_si256(low, bits23);
+      const __m256i part2 = _mm256_and_si256(high, bits01), part3 = _mm256_and_si256(high, bits23);
+      for (std::size_t t = 0; t < Tokens; ++t) {
+        const auto* v = reinterpret_cast<const __m256i*>(x + t * columns + block * kBlockWeights);
+        sum01[t] = _mm256_add_epi16(sum01[t], _mm256_maddubs_epi16(part0, _mm256_loadu_si256(v)));
+        sum23[t] = _mm256_add_epi16(sum23[t], _mm256_maddubs_epi16(part1, _mm256_loadu_si256(v + 1)));
+        sum01[t] = _mm256_add_epi16(sum01[t], _mm256_maddubs_epi16(part2, _mm256_loadu_si256(v + 2)));
+        sum23[t] = _mm256_add_epi16(sum23[t], _mm256_maddubs_epi16(part3, _mm256_loadu_si256(v + 3)));
+      }
+    }
+    for (std::size_t t = 0; t < Tokens; ++t) {
+      total01[t] = _mm256_add_epi32(total01[t], _mm256_madd_epi16(sum01[t], one));
+      total23[t] = _mm256_add_epi32(total23[t], _mm256_madd_epi16(sum23[t], one));
+    }
+  }
+  const __m256i shifts = halves(_mm_setzero_si128(), _mm_set1_epi32(1));
+  for (std::size_t t = 0; t < Tokens; ++t) {
+    const __m256i sum = _mm256_add_epi32(total01[t], _mm256_srai_epi32(total23[t], 2));
+    y[t * y_stride] = 2 * horizontal_sum(_mm256_srav_epi32(sum, shifts)) - x_sums[t];
+  }
+}
+
+#include "sign_gemm.h"
+
 void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,
                   std::size_t columns, const std::int8_t* x, std::int32_t x_sum, std::int32_t* y) {
   for (std::size_t i = 0; i < count; ++i)
@@ -165,8 +215,8 @@ void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t
 // equal at 9 tokens of 16 and, the second time, at 15 of 32.
 constexpr std::size_t kFewestMany = 10;
 
-constexpr Kernels avx2_table = with_float_kernels(
-    {"avx2", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, ternary_gemm_many, kFewestMany});
+constexpr Kernels avx2_table = with_float_kernels({"avx2", ternary_gemm, ternary_rows, ternary_columns,
+                                                   nibble_gemm, sign_gemm, ternary_gemm_many, kFewestMany});
 
 }  // namespace
 

@@ -201,6 +201,51 @@ void nibble_row(const std::uint8_t* row, std::size_t columns, const std::int8_t*
 
 #include "nibble_gemm.h"
 
+// One row of signs times `Tokens` activations: a block's 16 bytes stand in each quarter of a register, and
+// each quarter has a mask of its own, bits 0 to 3 for the first 64 weights and 4 to 7 for the others. What
+// is not masked out stays where it is, times 1 to 128; so a token costs an instruction for 64 weights, where
+// mask registers and masked loads take two. Two more sums hide the latency of vpdpbusd for one token.
+template <std::size_t Tokens>
+void sign_row(const std::uint8_t* row, std::size_t columns, const std::int8_t* x, const std::int32_t* x_sums,
+              std::int32_t* y, std::size_t y_stride) {
+  constexpr std::size_t kSums = Tokens == 1 ? 2 : 1;
+  const __m512i low =
+      _mm512_setr_epi64(0x0101010101010101, 0x0101010101010101, 0x0202020202020202, 0x0202020202020202,
+                        0x0404040404040404, 0x0404040404040404, 0x0808080808080808, 0x0808080808080808);
+  const __m512i high = _mm512_slli_epi64(low, 4);
+  __m512i sums[Tokens][kSums][2];
+  for (auto& token : sums)
+    for (auto& pair : token) pair[0] = pair[1] = _mm512_setzero_si512();
+  const auto add = [&](std::size_t block, std::size_t i) {
+    const auto* address = reinterpret_cast<const __m128i*>(row + block * kSignBlockBytes);
+    const __m512i packed = _mm512_broadcast_i32x4(_mm_loadu_si128(address));
+    const __m512i first = _mm512_and_si512(packed, low), second = _mm512_and_si512(packed, high);
+    for (std::size_t t = 0; t < Tokens; ++t) {
+      const std::int8_t* token = x + t * columns + block * kBlockWeights;
+      sums[t][i][0] = _mm512_dpbusd_epi32(sums[t][i][0], first, _mm512_loadu_si512(token));
+      sums[t][i][1] = _mm512_dpbusd_epi32(sums[t][i][1], second, _mm512_loadu_si512(token + 64));
+    }
+  };
+  const std::size_t blocks = columns / kBlockWeights;
+  std::size_t block = 0;
+  for (; block + 2 <= blocks; block += 2) {
+    _mm_prefetch(reinterpret_cast<const char*>(row + block * kSignBlockBytes + kAhead), _MM_HINT_T1);
+    add(block, 0);
+    add(block + 1, kSums - 1);
+  }
+  if (block < blocks) add(block, 0);
+  const __m512i shifts = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  for (std::size_t t = 0; t < Tokens; ++t) {
+    for (std::size_t i = 1; i < kSums; ++i)
+      for (std::size_t part = 0; part < 2; ++part)
+        sums[t][0][part] = _mm512_add_epi32(sums[t][0][part], sums[t][i][part]);
+    const __m512i sum = _mm512_add_epi32(sums[t][0][0], _mm512_srai_epi32(sums[t][0][1], 4));
+    y[t * y_stride] = 2 * _mm512_reduce_add_epi32(_mm512_srav_epi32(sum, shifts)) - x_sums[t];
+  }
+}
+
+#include "sign_gemm.h"
+
 void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,
                   std::size_t columns, const std::int8_t* x, std::int32_t x_sum, std::int32_t* y) {
   const std::size_t row_bytes = columns / 4, rows_ahead = kAhead / row_bytes + 1;
@@ -265,7 +310,7 @@ void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t
 constexpr std::size_t kFewestMany = 26;
 
 constexpr Kernels avx512_vnni_table =
-    with_float_kernels({"avx512_vnni", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm,
+    with_float_kernels({"avx512_vnni", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm,
                         ternary_gemm_many, kFewestMany});
 
 }  // namespace

@@ -106,6 +106,50 @@ void nibble_row(const std::uint8_t* row, std::size_t columns, const std::int8_t*
 
 #include "nibble_gemm.h"
 
+// One row of signs times `Tokens` activations: a block's 16 bytes stand in both halves of a register, and
+// each half has masks of its own. Bits 0 and 1 (after the shift 4 and 5), times 1 and 2, are collected apart
+// from bits 2 and 3, times 4 and 8. Two sums each for one token hide the latency of vpdpbusd.
+template <std::size_t Tokens>
+void sign_row(const std::uint8_t* row, std::size_t columns, const std::int8_t* x, const std::int32_t* x_sums,
+              std::int32_t* y, std::size_t y_stride) {
+  constexpr std::size_t kSums = Tokens == 1 ? 2 : 1;
+  const auto halves = [](__m128i low, __m128i high) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+  };
+  const __m256i bits01 = halves(_mm_set1_epi8(1), _mm_set1_epi8(2)), bits23 = _mm256_slli_epi16(bits01, 2);
+  __m256i sum01[Tokens][kSums], sum23[Tokens][kSums];
+  for (std::size_t t = 0; t < Tokens; ++t)
+    for (std::size_t i = 0; i < kSums; ++i) sum01[t][i] = sum23[t][i] = _mm256_setzero_si256();
+  for (std::size_t block = 0; block < columns / kBlockWeights; ++block) {
+    const std::uint8_t* address = row + block * kSignBlockBytes;
+    _mm_prefetch(reinterpret_cast<const char*>(address + kAhead), _MM_HINT_T1);
+    const __m256i low =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(address)));
+    const __m256i high = _mm256_srli_epi16(low, 4);
+    const __m256i part0 = _mm256_and_si256(low, bits01), part1 = _mm256_and_si256(low, bits23);
+    const __m256i part2 = _mm256_and_si256(high, bits01), part3 = _mm256_and_si256(high, bits23);
+    for (std::size_t t = 0; t < Tokens; ++t) {
+      const std::int8_t* v = x + t * columns + block * kBlockWeights;
+      __m256i &later01 = sum01[t][kSums - 1], &later23 = sum23[t][kSums - 1];
+      sum01[t][0] = _mm256_dpbusd_avx_epi32(sum01[t][0], part0, load256(v));
+      sum23[t][0] = _mm256_dpbusd_avx_epi32(sum23[t][0], part1, load256(v + 32));
+      later01 = _mm256_dpbusd_avx_epi32(later01, part2, load256(v + 64));
+      later23 = _mm256_dpbusd_avx_epi32(later23, part3, load256(v + 96));
+    }
+  }
+  const __m256i shifts = halves(_mm_setzero_si128(), _mm_set1_epi32(1));
+  for (std::size_t t = 0; t < Tokens; ++t) {
+    for (std::size_t i = 1; i < kSums; ++i) {
+      sum01[t][0] = _mm256_add_epi32(sum01[t][0], sum01[t][i]);
+      sum23[t][0] = _mm256_add_epi32(sum23[t][0], sum23[t][i]);
+    }
+    const __m256i sum = _mm256_add_epi32(sum01[t][0], _mm256_srai_epi32(sum23[t][0], 2));
+    y[t * y_stride] = 2 * horizontal_sum(_mm256_srav_epi32(sum, shifts)) - x_sums[t];
+  }
+}
+
+#include "sign_gemm.h"
+
 #include "column_fetcher.h"
 
 // Bytes 0-7 and 16-23 of 32, or bytes 8-15 and 24-31, of four columns, interleaved so that vpdpbusd adds
@@ -167,8 +211,9 @@ void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t
 // of 32.
 constexpr std::size_t kFewestMany = 14;
 
-constexpr Kernels avx_vnni_table = with_float_kernels(
-    {"avx_vnni", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, ternary_gemm_many, kFewestMany});
+constexpr Kernels avx_vnni_table =
+    with_float_kernels({"avx_vnni", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm,
+                        ternary_gemm_many, kFewestMany});
 
 }  // namespace
 

@@ -185,6 +185,7 @@ struct IntegerKernels {
   decltype(Kernels::ternary_rows) ternary_rows;
   decltype(Kernels::ternary_columns) ternary_columns;
   decltype(Kernels::nibble_gemm) nibble_gemm;
+  decltype(Kernels::sign_gemm) sign_gemm;
   decltype(Kernels::ternary_gemm_many) ternary_gemm_many = nullptr;
   std::size_t fewest_many = 0;
 };
@@ -198,6 +199,7 @@ constexpr Kernels with_float_kernels(IntegerKernels own) {
   table.ternary_rows = own.ternary_rows;
   table.ternary_columns = own.ternary_columns;
   table.nibble_gemm = own.nibble_gemm;
+  table.sign_gemm = own.sign_gemm;
   table.quantize = quantize;
   table.rms_norm = rms_norm;
   table.dequantize = dequantize;

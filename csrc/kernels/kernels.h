@@ -18,6 +18,11 @@ namespace bitnet {
 constexpr std::size_t kBlockWeights = 128;
 constexpr std::size_t kBlockBytes = 32;
 
+// Binary matrices, -1 and +1, are stored in the same blocks of 128 weights, 16 bytes: bit f of byte j holds
+// weight 16 f + j, 1 is +1. Read into every part of a register, those bytes lie over the activations as they
+// are, and a mask for each part picks its bit.
+constexpr std::size_t kSignBlockBytes = 16;
+
 // A matrix that is read by column holds whole columns, one behind the other, so that the few that are live
 // come in runs of cache lines. 256 rows (a chunk) are one line: byte j holds rows j, 64+j, 128+j, 192+j, low
 // bits first.
@@ -117,6 +122,13 @@ struct Kernels {
   void (*nibble_gemm)(const std::uint8_t* weights, std::size_t rows, std::size_t columns,
                       const std::int8_t* x, const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y,
                       std::size_t y_stride);
+
+  // The same with one bit a weight: y[t][n] = sum over k of +x[t][k] where the bit is 1, -x[t][k] where it is
+  // 0. Padding bits may be anything.
+  //   weights  rows x columns/8 bytes, blocked as above. A part's sums are collected at up to 128 times their
+  //            value, which int32 holds for columns < 2^22
+  void (*sign_gemm)(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
+                    const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y, std::size_t y_stride);
 
   // scale = 127 / max(max|x|, 1e-5); codes = clamp(round_half_even(x * scale), -128, 127); codes[n..padded)
   // = 0; sum = sum of codes. An input that is not finite gives scale NaN and zero codes, so the NaN

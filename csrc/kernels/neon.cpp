@@ -67,6 +67,36 @@ void nibble_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t colu
           nibble_row_dot(weights + n * (columns / 2), x + t * columns, columns) - 8 * x_sums[t];
 }
 
+// One row of signs times `Tokens` activations: where a bit is set, the activation, else 0. Pairs of them are
+// summed in int16; a block adds at most 8 * 2 * 128 = 2048, so fifteen blocks fit.
+template <std::size_t Tokens>
+void sign_row(const std::uint8_t* row, std::size_t columns, const std::int8_t* x, const std::int32_t* x_sums,
+              std::int32_t* y, std::size_t y_stride) {
+  constexpr std::size_t kBlocksPerFold = 15;
+  const std::size_t blocks = columns / kBlockWeights;
+  int32x4_t total[Tokens];
+  for (auto& value : total) value = vdupq_n_s32(0);
+  for (std::size_t first = 0; first < blocks; first += kBlocksPerFold) {
+    const std::size_t last = first + kBlocksPerFold < blocks ? first + kBlocksPerFold : blocks;
+    int16x8_t sum[Tokens];
+    for (auto& value : sum) value = vdupq_n_s16(0);
+    for (std::size_t block = first; block < last; ++block) {
+      const uint8x16_t packed = vld1q_u8(row + block * kSignBlockBytes);
+      for (std::size_t bit = 0; bit < 8; ++bit) {
+        const uint8x16_t mask = vtstq_u8(packed, vdupq_n_u8(static_cast<std::uint8_t>(1u << bit)));
+        for (std::size_t t = 0; t < Tokens; ++t) {
+          const int8x16_t v = vld1q_s8(x + t * columns + block * kBlockWeights + 16 * bit);
+          sum[t] = vpadalq_s8(sum[t], vandq_s8(v, vreinterpretq_s8_u8(mask)));
+        }
+      }
+    }
+    for (std::size_t t = 0; t < Tokens; ++t) total[t] = vpadalq_s16(total[t], sum[t]);
+  }
+  for (std::size_t t = 0; t < Tokens; ++t) y[t * y_stride] = 2 * vaddvq_s32(total[t]) - x_sums[t];
+}
+
+#include "sign_gemm.h"
+
 void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,
                   std::size_t columns, const std::int8_t* x, std::int32_t x_sum, std::int32_t* y) {
   for (std::size_t i = 0; i < count; ++i)
@@ -107,7 +137,7 @@ void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t
 }
 
 constexpr Kernels neon_table =
-    with_float_kernels({"neon", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm});
+    with_float_kernels({"neon", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm});
 
 }  // namespace
 

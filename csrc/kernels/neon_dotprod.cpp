@@ -129,6 +129,30 @@ void nibble_row(const std::uint8_t* row, std::size_t columns, const std::int8_t*
 
 #include "nibble_gemm.h"
 
+// One row of signs times `Tokens` activations: a set bit becomes the byte -1, so sums are those of what the
+// bits pick, negated. Two sums a token hide the latency of sdot.
+template <std::size_t Tokens>
+void sign_row(const std::uint8_t* row, std::size_t columns, const std::int8_t* x, const std::int32_t* x_sums,
+              std::int32_t* y, std::size_t y_stride) {
+  int32x4_t sums[Tokens][2];
+  for (auto& token : sums)
+    for (auto& sum : token) sum = vdupq_n_s32(0);
+  for (std::size_t block = 0; block < columns / kBlockWeights; ++block) {
+    const uint8x16_t packed = vld1q_u8(row + block * kSignBlockBytes);
+    for (std::size_t bit = 0; bit < 8; ++bit) {
+      const uint8x16_t mask = vtstq_u8(packed, vdupq_n_u8(static_cast<std::uint8_t>(1u << bit)));
+      for (std::size_t t = 0; t < Tokens; ++t) {
+        const int8x16_t v = vld1q_s8(x + t * columns + block * kBlockWeights + 16 * bit);
+        sums[t][bit % 2] = vdotq_s32(sums[t][bit % 2], vreinterpretq_s8_u8(mask), v);
+      }
+    }
+  }
+  for (std::size_t t = 0; t < Tokens; ++t)
+    y[t * y_stride] = -2 * vaddvq_s32(vaddq_s32(sums[t][0], sums[t][1])) - x_sums[t];
+}
+
+#include "sign_gemm.h"
+
 // Sixteen bytes of each column at a time: 64 rows, whose sums stay in registers over the columns. The bytes
 // of four columns are interleaved, so that sdot adds their four products row by row.
 void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t chunks, ColumnList list,
@@ -168,7 +192,7 @@ void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t
 }
 
 constexpr Kernels neon_dotprod_table =
-    with_float_kernels({"neon_dotprod", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm});
+    with_float_kernels({"neon_dotprod", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm});
 
 }  // namespace
 

@@ -161,6 +161,24 @@ void nibble_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t colu
   }
 }
 
+void sign_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
+               const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y, std::size_t y_stride) {
+  for (std::size_t t = 0; t < tokens; ++t) {
+    for (std::size_t n = 0; n < rows; ++n) {
+      const std::uint8_t* row = weights + n * (columns / 8);
+      const std::int8_t* token = x + t * columns;
+      std::int32_t positive = 0;
+      for (std::size_t block = 0; block < columns / kBlockWeights; ++block) {
+        for (std::size_t j = 0; j < kSignBlockBytes; ++j)
+          for (std::size_t bit = 0; bit < 8; ++bit) positive += ((row[j] >> bit) & 1) * token[16 * bit + j];
+        row += kSignBlockBytes;
+        token += kBlockWeights;
+      }
+      y[t * y_stride + n] = 2 * positive - x_sums[t];
+    }
+  }
+}
+
 void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,
                   std::size_t columns, const std::int8_t* x, std::int32_t x_sum, std::int32_t* y) {
   for (std::size_t i = 0; i < count; ++i)
@@ -180,7 +198,7 @@ void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t
 }
 
 constexpr Kernels scalar_table =
-    with_float_kernels({"scalar", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm});
+    with_float_kernels({"scalar", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm});
 
 }  // namespace
 

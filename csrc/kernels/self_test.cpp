@@ -21,6 +21,7 @@ class SelfTest {
   std::vector<SelfTestResult> run() {
     gemm("ternary_gemm", &Kernels::ternary_gemm, 4, 3);
     gemm("nibble_gemm", &Kernels::nibble_gemm, 2, 16);
+    gemm("sign_gemm", &Kernels::sign_gemm, 8, 2);
     many_tokens();
     rows_and_columns();
     quantize();
@@ -69,8 +70,8 @@ class SelfTest {
       for (unsigned i = 0; i < codes_a_byte; ++i) byte |= code() << (bits * i);
       return static_cast<std::uint8_t>(byte);
     };
-    // 896 = 7 blocks and 1024 = 8: on both sides of the point where int16 sums are folded.
-    for (std::size_t columns : {128, 384, 896, 1024, 2048}) {
+    // 896 = 7 blocks and 1024 = 8, 1920 = 15 and 2048 = 16: on both sides of where int16 sums are folded.
+    for (std::size_t columns : {128, 384, 896, 1024, 1920, 2048}) {
       for (std::size_t tokens : {1, 2, 3, 4, 5, 9}) {
         const std::size_t rows = 11, stride = 13, row_bytes = columns / codes_a_byte;
         std::vector<std::uint8_t> weights(rows * row_bytes);

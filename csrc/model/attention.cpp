@@ -138,25 +138,37 @@ AttentionPlan::AttentionPlan(const Config& config, const std::vector<Row>& rows)
 
 void Workspace::reserve(const Config& config, std::size_t rows, std::size_t threads) {
   const std::size_t widest = std::max({config.hidden_size, config.intermediate_size, config.query_size()});
-  quantized.reserve(rows, padded_columns(widest));
   query.reserve(rows * config.query_size());
   attended.reserve(rows * config.query_size());
   key.reserve(rows * config.key_value_size());
   value.reserve(rows * config.key_value_size());
   gate.reserve(rows * config.intermediate_size);
   up.reserve(rows * config.intermediate_size);
-  normed.reserve(threads * widest);
+  row_scratch.reserve(threads * 3 * widest);
 }
 
-void norm_and_quantize(Context& context, const float* x, const std::vector<float>& weight) {
+void quantize_inputs(Context& context, const float* x, const std::vector<float>& norm,
+                     std::vector<LinearOutput>& outputs) {
   Workspace& space = context.workspace;
-  const std::size_t width = weight.size(), rows = context.rows.size();
-  space.quantized.reserve(rows, padded_columns(width));
-  const std::size_t scratch = space.normed.size() / context.pool.threads();
+  const Linear& first = *outputs.front().linear;
+  const std::size_t width = first.columns, rows = context.rows.size();
+  const std::size_t inputs = first.recipe.norm == NormKind::none ? 1 : outputs.size();
+  for (std::size_t i = 0; i < inputs; ++i)
+    space.quantized[i].reserve(rows, padded_columns(first.group_columns()), first.recipe.column_groups);
+  for (std::size_t i = 0; i < outputs.size(); ++i) outputs[i].x = &space.quantized[i < inputs ? i : 0];
+  const std::size_t scratch = space.row_scratch.size() / context.pool.threads();
   context.pool.run(rows, [&](std::size_t row, std::size_t thread) {
-    float* normed = space.normed.data() + thread * scratch;
-    context.kernels.rms_norm(x + row * width, weight.data(), width, context.config.rms_norm_eps, normed);
-    space.quantized.quantize(context.kernels, normed, width, row);
+    float *normed = space.row_scratch.data() + thread * scratch, *free = normed + width;
+    const float* values = x + row * width;
+    if (!norm.empty()) {
+      context.kernels.rms_norm(values, norm.data(), width, context.config.rms_norm_eps, normed);
+      values = normed;
+    }
+    for (std::size_t i = 0; i < inputs; ++i) {
+      const Linear& linear = *outputs[i].linear;
+      space.quantized[i].quantize(context.kernels, linear.recipe, linear.norm_weight.data(), values, width,
+                                  row, free);
+    }
   });
 }
 
@@ -164,14 +176,14 @@ void run_attention(Context& context, const Weights& weights, std::size_t layer, 
   const Config& config = context.config;
   const Layer& block = weights.layers[layer];
   Workspace& space = context.workspace;
-  const std::size_t rows = context.rows.size(), kv_size = config.key_value_size();
+  const std::size_t kv_size = config.key_value_size();
   {
     const Profile::Scope scope(context.profile, Part::projections);
-    norm_and_quantize(context, hidden, block.input_norm);
-    run_linears(context.kernels, context.pool, space.quantized, rows,
-                {{&block.query, space.query.data(), config.query_size()},
-                 {&block.key, space.key.data(), kv_size},
-                 {&block.value, space.value.data(), kv_size}});
+    std::vector<LinearOutput> outputs{{&block.query, space.query.data(), config.query_size()},
+                                      {&block.key, space.key.data(), kv_size},
+                                      {&block.value, space.value.data(), kv_size}};
+    quantize_inputs(context, hidden, block.input_norm, outputs);
+    context.run(outputs);
   }
   {
     const Profile::Scope scope(context.profile, Part::attention);
@@ -179,9 +191,9 @@ void run_attention(Context& context, const Weights& weights, std::size_t layer, 
     attend(context, layer);
   }
   const Profile::Scope scope(context.profile, Part::output);
-  norm_and_quantize(context, space.attended.data(), block.attention_sub_norm);
-  run_linears(context.kernels, context.pool, space.quantized, rows,
-              {{&block.output, hidden, config.hidden_size, true}});
+  std::vector<LinearOutput> output{{&block.output, hidden, config.hidden_size, true}};
+  quantize_inputs(context, space.attended.data(), block.attention_sub_norm, output);
+  context.run(output);
 }
 
 }  // namespace bitnet

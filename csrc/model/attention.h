@@ -1,4 +1,5 @@
-// The attention half of a block: norm, q/k/v, RoPE, cached grouped-query attention, sub-norm, output.
+// The attention half of a block: norm, q/k/v, RoPE, cached grouped-query attention, sub-norm, output; either
+// norm may be missing.
 #pragma once
 
 #include <vector>
@@ -49,11 +50,11 @@ struct LiveList {
 };
 
 struct Workspace {
-  QuantizedRows quantized;
+  QuantizedRows quantized[3];                 // the input of a call's layers, or one each
   Buffer<float> query, key, value, attended;  // [rows][heads * head_dim] and alike
   Buffer<float> gate, up;                     // [rows][intermediate_size]
   std::vector<LiveList> live;                 // a token
-  Buffer<float> normed;                       // [threads][widest row]
+  Buffer<float> row_scratch;                  // [threads][3 * widest row], of quantize_inputs
   Buffer<float> scratch, partial;             // of the attention kernels
 
   void reserve(const Config& config, std::size_t rows, std::size_t threads);
@@ -69,10 +70,17 @@ struct Context {
   const AttentionPlan& plan;
   Profile& profile;
   LiveShares& live_shares;
+
+  // Layers on what quantize_inputs made.
+  void run(const std::vector<LinearOutput>& outputs) {
+    run_linears(kernels, pool, workspace.quantized[0], rows.size(), outputs);
+  }
 };
 
-// normalise, then quantise, each row of x [rows][width] (row t at x + t * width).
-void norm_and_quantize(Context& context, const float* x, const std::vector<float>& weight);
+// Normalises each row of x [rows][width] (row t at x + t * width; an empty norm leaves it), then quantises it
+// as the layers' recipes say: once, or for each of at most three layers where these have norms inside.
+void quantize_inputs(Context& context, const float* x, const std::vector<float>& norm,
+                     std::vector<LinearOutput>& outputs);
 
 // hidden [rows][hidden_size] += attention(norm(hidden))
 void run_attention(Context& context, const Weights& weights, std::size_t layer, float* hidden);

@@ -50,14 +50,27 @@ void find_live_rows(Context& context, std::size_t width) {
   context.live_shares.tokens += context.rows.size();
 }
 
+// Sums of the listed rows of a layer with token t.
+void sum_rows(const Kernels& kernels, const Linear& linear, const QuantizedRows& x, std::size_t t,
+              const std::uint32_t* rows, std::size_t count, std::int32_t* sums) {
+  const std::int8_t* codes = x.codes.data() + t * x.columns;
+  const std::int32_t sum = x.sums.data()[t];
+  if (linear.recipe.weights == WeightKind::ternary)
+    return kernels.ternary_rows(linear.weights.data(), rows, count, x.columns, codes, sum, sums);
+  for (std::size_t i = 0; i < count; ++i)
+    kernels.sign_gemm(linear.weights.data() + rows[i] * linear.row_bytes(), 1, x.columns, codes, &sum, 1,
+                      sums + i, 1);
+}
+
 // up [width] of token t: the live rows computed, 0 in the others, which the product never sees.
-void run_live_rows(Context& context, const Linear& up, std::size_t t) {
-  const Kernels& kernels = context.kernels;
-  const QuantizedRows& x = context.workspace.quantized;
+void run_live_rows(Context& context, const LinearOutput& output, std::size_t t) {
+  const Linear& up = *output.linear;
+  const QuantizedRows& x = *output.x;
   const std::vector<std::uint32_t>& live = context.workspace.live[t].indices;
   float* y = context.workspace.up.data() + t * up.rows;
   std::fill(y, y + up.rows, 0.0f);
-  const float factor = up.scale / x.scales.data()[t];
+  const float x_scale = x.scales.data()[t];
+  const bool by_row = up.scales_by_row();
   // Four tasks a thread: long ones lose less at their ends, where nothing is fetched ahead.
   const std::size_t share = live.size() / (4 * context.pool.threads()) + 1;
   const std::size_t task_rows = std::min(std::max(share, kTaskRows), kMostTaskRows);
@@ -65,19 +78,21 @@ void run_live_rows(Context& context, const Linear& up, std::size_t t) {
     const std::uint32_t* rows = live.data() + task * task_rows;
     const std::size_t count = std::min(task_rows, live.size() - task * task_rows);
     std::int32_t sums[kMostTaskRows];
-    float values[kMostTaskRows], bias[kMostTaskRows];
-    kernels.ternary_rows(up.weights.data(), rows, count, x.columns, x.codes.data() + t * x.columns,
-                         x.sums.data()[t], sums);
+    float values[kMostTaskRows], bias[kMostTaskRows], scales[kMostTaskRows];
+    sum_rows(context.kernels, up, x, t, rows, count, sums);
     if (!up.bias.empty())
       for (std::size_t i = 0; i < count; ++i) bias[i] = up.bias[rows[i]];
-    kernels.dequantize(sums, count, factor, up.bias.empty() ? nullptr : bias, values);
+    if (by_row)
+      for (std::size_t i = 0; i < count; ++i) scales[i] = up.scales[rows[i]];
+    dequantize(context.kernels, sums, count, by_row ? scales : up.scales.data(), by_row, x_scale,
+               up.bias.empty() ? nullptr : bias, values);
     for (std::size_t i = 0; i < count; ++i) y[rows[i]] = values[i];
   });
 }
 
 // The columns of down whose int8 input is not 0, for every token.
 void find_live_columns(Context& context, std::size_t width) {
-  const QuantizedRows& x = context.workspace.quantized;
+  const QuantizedRows& x = context.workspace.quantized[0];
   for (std::size_t t = 0; t < context.rows.size(); ++t) {
     const std::int8_t* codes = x.codes.data() + t * x.columns;
     LiveList& list = context.workspace.live[t];
@@ -101,9 +116,10 @@ void find_live_columns(Context& context, std::size_t width) {
 
 // hidden [hidden_size] += down of token t, from its live columns.
 void run_live_columns(Context& context, const Linear& down, std::size_t t, float* hidden) {
-  const QuantizedRows& x = context.workspace.quantized;
+  const QuantizedRows& x = context.workspace.quantized[0];
   const LiveList& live = context.workspace.live[t];
-  const float factor = down.scale / x.scales.data()[t];
+  const float x_scale = x.scales.data()[t];
+  const bool by_row = down.scales_by_row();
   const std::size_t chunks = down.row_chunks(), parts = std::min(chunks, context.pool.threads());
   context.pool.run(parts, [&](std::size_t part, std::size_t) {
     const std::size_t from = chunks * part / parts, to = chunks * (part + 1) / parts;
@@ -120,53 +136,56 @@ void run_live_columns(Context& context, const Linear& down, std::size_t t, float
     for (std::size_t row = from * kChunkRows; row < std::min(to * kChunkRows, down.rows); row += kTaskRows) {
       float delta[kTaskRows];
       const std::size_t count = std::min(kTaskRows, down.rows - row);
-      context.kernels.dequantize(sums.data() + (row - from * kChunkRows), count, factor,
-                                 down.bias.empty() ? nullptr : down.bias.data() + row, delta);
+      dequantize(context.kernels, sums.data() + (row - from * kChunkRows), count,
+                 down.scales.data() + (by_row ? row : 0), by_row, x_scale,
+                 down.bias.empty() ? nullptr : down.bias.data() + row, delta);
       for (std::size_t i = 0; i < count; ++i) hidden[row + i] += delta[i];
     }
   });
 }
 
-void run_gate_and_up(Context& context, const Layer& layer, bool skip_dead) {
+void run_gate_and_up(Context& context, const Layer& layer, bool skip_dead, const float* hidden) {
   Workspace& space = context.workspace;
   const std::size_t rows = context.rows.size(), width = context.config.intermediate_size;
-  const LinearOutput gate{&layer.gate, space.gate.data(), width}, up{&layer.up, space.up.data(), width};
-  if (!skip_dead) return run_linears(context.kernels, context.pool, space.quantized, rows, {gate, up});
-  run_linears(context.kernels, context.pool, space.quantized, rows, {gate});
+  std::vector<LinearOutput> both{{&layer.gate, space.gate.data(), width},
+                                 {&layer.up, space.up.data(), width}};
+  quantize_inputs(context, hidden, layer.post_attention_norm, both);
+  if (!skip_dead) return context.run(both);
+  context.run({both[0]});
   find_live_rows(context, width);
-  if (!pays(space.live, kRowsPay, width))
-    return run_linears(context.kernels, context.pool, space.quantized, rows, {up});
-  for (std::size_t t = 0; t < rows; ++t) run_live_rows(context, layer.up, t);
+  if (!pays(space.live, kRowsPay, width)) return context.run({both[1]});
+  for (std::size_t t = 0; t < rows; ++t) run_live_rows(context, both[1], t);
 }
 
 void run_down(Context& context, const Layer& layer, bool skip_dead, float* hidden) {
   Workspace& space = context.workspace;
   const std::size_t rows = context.rows.size(), hidden_size = context.config.hidden_size;
-  if (skip_dead) {
-    find_live_columns(context, context.config.intermediate_size);
-    if (pays(space.live, kColumnsPay, context.config.intermediate_size)) {
+  const std::size_t width = context.config.intermediate_size;
+  std::vector<LinearOutput> down{{&layer.down, hidden, hidden_size, true}};
+  quantize_inputs(context, space.gate.data(), layer.feed_forward_sub_norm, down);
+  if (skip_dead && !layer.down.may_skip_columns()) {
+    context.live_shares.down_columns += rows * width;
+  } else if (skip_dead) {
+    find_live_columns(context, width);
+    if (pays(space.live, kColumnsPay, width)) {
       for (std::size_t t = 0; t < rows; ++t)
         run_live_columns(context, layer.down, t, hidden + t * hidden_size);
       return;
     }
   }
-  run_linears(context.kernels, context.pool, space.quantized, rows,
-              {{&layer.down, hidden, hidden_size, true}});
+  context.run(down);
 }
 
 }  // namespace
 
 void run_feed_forward(Context& context, const Layer& layer, float* hidden) {
-  const std::size_t width = context.config.intermediate_size;
   const bool skip_dead = context.rows.size() <= kFewTokens && context.config.activation == Activation::relu2;
   {
     const Profile::Scope scope(context.profile, Part::gate_up);
-    norm_and_quantize(context, hidden, layer.post_attention_norm);
-    run_gate_and_up(context, layer, skip_dead);
+    run_gate_and_up(context, layer, skip_dead, hidden);
   }
   const Profile::Scope scope(context.profile, Part::down);
-  run_gated_product(context, width);
-  norm_and_quantize(context, context.workspace.gate.data(), layer.feed_forward_sub_norm);
+  run_gated_product(context, context.config.intermediate_size);
   run_down(context, layer, skip_dead, hidden);
 }
 

@@ -1,7 +1,6 @@
 #include "linear.h"
 
 #include <algorithm>
-#include <utility>
 
 namespace bitnet {
 namespace {
@@ -21,19 +20,6 @@ static_assert(kFewTokens * kFewTokensRows <= kTaskTokens * kTaskRows);
 // but no further, and layers narrower than that take the other kernel.
 constexpr std::size_t kTableRows = 1280;
 constexpr std::size_t kFewestTableRows = kTableRows / 4;
-
-// One block (128 weights, 32 bytes) of each of the four rows that share the packed bytes.
-void repack_block(const std::uint8_t* packed, std::uint8_t* const rows[4], std::size_t offset) {
-  for (unsigned i = 0; i < 4; ++i) {
-    std::uint8_t* out = rows[i] + offset;
-    for (std::size_t j = 0; j < kBlockBytes; ++j) {
-      unsigned byte = 0;
-      for (unsigned field = 0; field < 4; ++field)
-        byte |= ((packed[32 * field + j] >> (2 * i)) & 3u) << (2 * field);
-      out[j] = static_cast<std::uint8_t>(byte);
-    }
-  }
-}
 
 // What a task works on: some rows of one layer, some tokens.
 struct Tile {
@@ -74,29 +60,65 @@ void write_tile(const Kernels& kernels, const Tile& tile, const float* x_scales,
   constexpr std::size_t kPiece = 64;
   const LinearOutput& output = *tile.output;
   const Linear& linear = *output.linear;
+  const bool by_row = linear.scales_by_row();
+  const float* scales = linear.scales.data() + (by_row ? tile.first_row : 0);
   const float* bias = linear.bias.empty() ? nullptr : linear.bias.data() + tile.first_row;
   for (std::size_t t = 0; t < tile.tokens; ++t, sums += stride) {
-    const float factor = linear.scale / x_scales[tile.first_token + t];
+    const float x_scale = x_scales[tile.first_token + t];
     float* y = output.y + (tile.first_token + t) * output.stride + tile.first_row;
     if (!output.add) {
-      kernels.dequantize(sums, tile.rows, factor, bias, y);
+      dequantize(kernels, sums, tile.rows, scales, by_row, x_scale, bias, y);
       continue;
     }
     for (std::size_t first = 0; first < tile.rows; first += kPiece) {
       float delta[kPiece];
       const std::size_t count = std::min(kPiece, tile.rows - first);
-      kernels.dequantize(sums + first, count, factor, bias == nullptr ? nullptr : bias + first, delta);
+      dequantize(kernels, sums + first, count, by_row ? scales + first : scales, by_row, x_scale,
+                 bias == nullptr ? nullptr : bias + first, delta);
       for (std::size_t i = 0; i < count; ++i) y[first + i] += delta[i];
     }
   }
 }
 
+// The sums of one column group, [tile.tokens][tile.rows].
+void sum_tile(const Kernels& kernels, const Tile& tile, const QuantizedRows& x, std::size_t group,
+              std::int32_t* sums) {
+  const Linear& linear = *tile.output->linear;
+  const auto gemm = linear.recipe.weights == WeightKind::binary ? kernels.sign_gemm : kernels.ternary_gemm;
+  const std::size_t row = group * x.rows + tile.first_token;
+  gemm(linear.weights.data() + (group * linear.rows + tile.first_row) * linear.row_bytes(), tile.rows,
+       x.columns, x.codes.data() + row * x.columns, x.sums.data() + row, tile.tokens, sums, tile.rows);
+}
+
 void run_tile(const Kernels& kernels, const Tile& tile, const QuantizedRows& x) {
   std::int32_t sums[kTaskTokens * kTaskRows];
-  kernels.ternary_gemm(tile.output->linear->weights.data() + tile.first_row * (x.columns / 4), tile.rows,
-                       x.columns, x.codes.data() + tile.first_token * x.columns,
-                       x.sums.data() + tile.first_token, tile.tokens, sums, tile.rows);
+  sum_tile(kernels, tile, x, 0, sums);
   write_tile(kernels, tile, x.scales.data(), sums, tile.rows);
+}
+
+// Column groups: their products are added in order, before the bias and before what y holds.
+void run_grouped_tile(const Kernels& kernels, const Tile& tile, const QuantizedRows& x) {
+  std::int32_t sums[kTaskTokens * kTaskRows];
+  float totals[kTaskTokens * kTaskRows], part[kFewTokensRows];
+  const LinearOutput& output = *tile.output;
+  const Linear& linear = *output.linear;
+  for (std::size_t group = 0; group < linear.recipe.column_groups; ++group) {
+    sum_tile(kernels, tile, x, group, sums);
+    for (std::size_t t = 0; t < tile.tokens; ++t) {
+      const float factor = linear.scales[group] / x.scales.data()[group * x.rows + tile.first_token + t];
+      float* total = totals + t * tile.rows;
+      kernels.dequantize(sums + t * tile.rows, tile.rows, factor, nullptr, group == 0 ? total : part);
+      if (group == 0) continue;
+      for (std::size_t i = 0; i < tile.rows; ++i) total[i] += part[i];
+    }
+  }
+  for (std::size_t t = 0; t < tile.tokens; ++t) {
+    float* total = totals + t * tile.rows;
+    float* y = output.y + (tile.first_token + t) * output.stride + tile.first_row;
+    if (!linear.bias.empty())
+      for (std::size_t i = 0; i < tile.rows; ++i) total[i] += linear.bias[tile.first_row + i];
+    for (std::size_t i = 0; i < tile.rows; ++i) y[i] = output.add ? y[i] + total[i] : total[i];
+  }
 }
 
 // Padded by a cache line, so that tokens of 1024 rows do not all fall in the same cache sets.
@@ -118,69 +140,31 @@ void run_table_tile(const Kernels& kernels, const Tile& tile, const QuantizedRow
   write_tile(kernels, tile, x.scales.data(), sums, stride);
 }
 
-// How many of the tokens go through tables: whole blocks, and a rest that is large enough.
-std::size_t table_tokens(const Kernels& kernels, std::size_t tokens, std::size_t rows) {
+// How many of the tokens go through tables: whole blocks, and a rest that is large enough. The layers of a
+// call are of one kind; tables serve ternary weights, and tiles of column groups would need more scratch.
+std::size_t table_tokens(const Kernels& kernels, std::size_t tokens, std::size_t rows,
+                         const LinearRecipe& recipe) {
   if (kernels.ternary_gemm_many == nullptr || rows < kFewestTableRows) return 0;
+  if (recipe.weights != WeightKind::ternary || recipe.column_groups > 1) return 0;
   const std::size_t rest = tokens % kTableTokens;
   return rest < kernels.fewest_many ? tokens - rest : tokens;
 }
 
 }  // namespace
 
-Linear Linear::from_packed(const std::uint8_t* packed, std::size_t rows, std::size_t columns, float scale,
-                           std::vector<float> bias, ThreadPool& pool) {
-  Linear linear;
-  linear.rows = rows;
-  linear.columns = columns;
-  linear.scale = scale;
-  linear.bias = std::move(bias);
-  const std::size_t row_bytes = padded_columns(columns) / 4, quarter = rows / 4;
-  linear.weights = Buffer<std::uint8_t>(rows * row_bytes);
-  pool.run(quarter, [&](std::size_t r, std::size_t) {
-    std::uint8_t* out[4];
-    for (std::size_t i = 0; i < 4; ++i) out[i] = linear.weights.data() + (r + i * quarter) * row_bytes;
-    const std::uint8_t* source = packed + r * columns;
-    std::size_t block = 0;
-    for (; (block + 1) * kBlockWeights <= columns; ++block)
-      repack_block(source + block * kBlockWeights, out, block * kBlockBytes);
-    if (block * kBlockWeights < columns) {
-      std::uint8_t padded[kBlockWeights];
-      std::fill(padded, padded + kBlockWeights, std::uint8_t{0x55});  // code 1, value 0
-      std::copy(source + block * kBlockWeights, source + columns, padded);
-      repack_block(padded, out, block * kBlockBytes);
-    }
-  });
-  return linear;
-}
-
-void Linear::add_columns(const std::uint8_t* packed, ThreadPool& pool) {
-  constexpr std::size_t kTaskColumns = 64;
-  by_column = Buffer<std::uint8_t>(columns * column_bytes());
-  const std::size_t quarter = rows / 4;
-  pool.run((columns + kTaskColumns - 1) / kTaskColumns, [&](std::size_t task, std::size_t) {
-    const std::size_t first = task * kTaskColumns, last = std::min(first + kTaskColumns, columns);
-    // code 1, value 0, in the rows of the last chunk that do not exist
-    std::fill(by_column.data() + first * column_bytes(), by_column.data() + last * column_bytes(),
-              std::uint8_t{0x55});
-    for (std::size_t row = 0; row < rows; ++row) {
-      const std::size_t field = row % kChunkRows / kChunkBytes;
-      const std::size_t byte = row / kChunkRows * kChunkBytes + row % kChunkBytes;
-      const std::uint8_t* source = packed + row % quarter * columns;
-      const unsigned shift = static_cast<unsigned>(2 * (row / quarter));
-      const unsigned clear = ~(3u << (2 * field));
-      for (std::size_t column = first; column < last; ++column) {
-        std::uint8_t& to = by_column.data()[column * column_bytes() + byte];
-        to = static_cast<std::uint8_t>((to & clear) | (((source[column] >> shift) & 3u) << (2 * field)));
-      }
-    }
-  });
+void dequantize(const Kernels& kernels, const std::int32_t* sums, std::size_t count, const float* scales,
+                bool one_each, float x_scale, const float* bias, float* y) {
+  if (!one_each) return kernels.dequantize(sums, count, scales[0] / x_scale, bias, y);
+  for (std::size_t i = 0; i < count; ++i) y[i] = static_cast<float>(sums[i]) * (scales[i] / x_scale);
+  if (bias != nullptr)
+    for (std::size_t i = 0; i < count; ++i) y[i] += bias[i];
 }
 
 void run_linears(const Kernels& kernels, ThreadPool& pool, QuantizedRows& x, std::size_t tokens,
                  const std::vector<LinearOutput>& outputs) {
   std::size_t rows = 0;
   for (const LinearOutput& output : outputs) rows += output.linear->rows;
-  const std::size_t by_table = table_tokens(kernels, tokens, rows);
+  const std::size_t by_table = table_tokens(kernels, tokens, rows, outputs.front().linear->recipe);
   Grid tables{outputs, 0, by_table, kTableRows, kTableTokens};
   const Grid rest{outputs, by_table, tokens - by_table, tokens <= kFewTokens ? kFewTokensRows : kTaskRows,
                   kTaskTokens};
@@ -189,10 +173,14 @@ void run_linears(const Kernels& kernels, ThreadPool& pool, QuantizedRows& x, std
   if (by_table > 0) x.scratch.reserve(pool.threads() * scratch_bytes);
   const std::size_t table_tiles = tables.size();
   pool.run(table_tiles + rest.size(), [&](std::size_t task, std::size_t thread) {
+    const Tile tile = task < table_tiles ? tables.tile(task) : rest.tile(task - table_tiles);
+    const QuantizedRows& input = tile.output->x == nullptr ? x : *tile.output->x;
     if (task < table_tiles)
-      run_table_tile(kernels, tables.tile(task), x, x.scratch.data() + thread * scratch_bytes);
+      run_table_tile(kernels, tile, input, x.scratch.data() + thread * scratch_bytes);
+    else if (tile.output->linear->recipe.column_groups > 1)
+      run_grouped_tile(kernels, tile, input);
     else
-      run_tile(kernels, rest.tile(task - table_tiles), x);
+      run_tile(kernels, tile, input);
   });
 }
 

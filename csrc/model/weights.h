@@ -16,6 +16,7 @@ struct Table {
 };
 
 struct Layer {
+  // empty where the model has no such norm
   std::vector<float> input_norm, attention_sub_norm, post_attention_norm, feed_forward_sub_norm;
   Linear query, key, value, output, gate, up, down;
 };

@@ -10,6 +10,7 @@ import os
 import sys
 import weakref
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Literal
 
 import numpy as np
@@ -224,14 +225,17 @@ def _layer(checkpoint: Checkpoint, index: int) -> dict[str, object]:
     prefix = f"model.layers.{index}."
     arrays: dict[str, object] = {}
     for key, name in _NORMS.items():
-        arrays[key] = checkpoint.tensor(f"{prefix}{name}.weight").float32()
+        norm = checkpoint.tensors.get(f"{prefix}{name}.weight")  # not every variant has every norm
+        arrays[key] = None if norm is None else norm.float32()
     for key, name in _LINEARS.items():
-        arrays[key] = _linear(checkpoint.linear(prefix + name))
+        arrays[key] = linear_arrays(checkpoint.linear(prefix + name))
     return arrays
 
 
-def _linear(linear: QuantizedLinear) -> tuple[NDArray[np.uint8], float, NDArray[np.float32] | None]:
-    return np.ascontiguousarray(linear.packed), float(linear.scale), linear.bias
+def linear_arrays(linear: QuantizedLinear) -> tuple[object, ...]:
+    """A projection as C++ reads it: packed codes, scales, bias, norm weight, recipe."""
+    packed = np.ascontiguousarray(linear.packed)
+    return packed, linear.scales, linear.bias, linear.norm_weight, asdict(linear.recipe)
 
 
 def _table(tensor: Tensor) -> NDArray[np.uint16] | NDArray[np.float32]:

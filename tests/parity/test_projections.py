@@ -1,0 +1,140 @@
+"""Projections of the cpu engine against the NumPy definition: every integer, and every bit of the floats."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from bitnet import _core
+from bitnet.cpu_model import linear_arrays
+from bitnet.formats.checkpoint import QuantizedLinear
+from bitnet.quant_config import VARIANTS, InputKind, LinearRecipe, QuantConfig
+from bitnet.quantize.linear import quantize_input, quantized_linear
+from bitnet.quantize.packing import pack, pack_1bit
+from bitnet.quantize.weights import quantize_weight
+
+KINDS = InputKind.__args__
+RECIPES = {
+    f"{name}/{projection}": config.recipe(projection, 48)
+    for name, config in VARIANTS.items()
+    for projection in ("q_proj", "o_proj", "gate_proj", "down_proj")
+}
+for weights in ("ternary", "binary"):
+    RECIPES[f"{weights}/row"] = LinearRecipe(weights, row_groups=48)
+    RECIPES[f"{weights}/row group"] = LinearRecipe(weights, row_groups=3, norm="rms")
+    RECIPES[f"{weights}/column group"] = LinearRecipe(weights, column_groups=4, norm="layer", inputs="int4")
+    RECIPES[f"{weights}/rotated"] = LinearRecipe(weights, rotate=True, norm="rms", inputs="int1")
+
+
+def random_linear(recipe, rows, columns, seed=0, bias=False):
+    """A projection: its codes, and what an engine gets."""
+    random = np.random.default_rng(seed)
+    codes, scales = quantize_weight(random.standard_normal((rows, columns)), recipe)
+    norm = random.uniform(0.5, 2, columns).astype(np.float32) if recipe.norm else None
+    return codes, QuantizedLinear(
+        pack(codes, recipe.weights),
+        scales,
+        random.standard_normal(rows).astype(np.float32) if bias else None,
+        norm,
+        recipe,
+    )
+
+
+def run(x, linear, rows, isa, threads=1):
+    return _core.run_projection(x, linear_arrays(linear), rows, isa, threads)
+
+
+def assert_same_bits(found, expected):
+    np.testing.assert_array_equal(found.view(np.uint32), expected.astype(np.float32).view(np.uint32))
+
+
+def inputs(tokens, columns, seed=0):
+    """Ordinary rows, one with outliers, and one that is nearly and one that is quite zero."""
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((tokens, columns)).astype(np.float32)
+    x[1::5] *= np.where(random.random(columns) < 0.02, 100, 1)
+    x[2::5] *= 1e-9
+    x[3::5] = 0
+    return x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [4, 63, 144, 1000, 2560])
+def test_codes_and_scales_are_the_definition(kind, columns, isa):
+    x = inputs(40, columns, seed=columns)
+    x[4] = np.round(x[4])  # equal magnitudes, and ties
+    for norm, rotate in itertools.product((None, "rms", "layer"), (False, True)):
+        recipe = LinearRecipe(inputs=kind, norm=norm, rotate=rotate, norm_eps=1e-5)
+        _, linear = random_linear(recipe, 4, columns)
+        codes, scales, _ = run(x, linear, 4, isa)
+        expected_codes, expected_scales = quantize_input(x, recipe, linear.norm_weight)
+        np.testing.assert_array_equal(codes, expected_codes)
+        assert_same_bits(scales, expected_scales)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_products_are_the_definition(name, isa):
+    recipe = RECIPES[name]
+    for tokens, columns, bias in ((1, 144, True), (5, 1000, False), (39, 320, True)):
+        codes, linear = random_linear(recipe, 48, columns, seed=tokens, bias=bias)
+        x = inputs(tokens, columns)
+        found, _, y = run(x, linear, 48, isa)
+        np.testing.assert_array_equal(found, quantize_input(x, recipe, linear.norm_weight)[0])
+        _, expected = quantized_linear(x, codes, linear.scales, recipe, linear.norm_weight, linear.bias)
+        assert_same_bits(y, expected)
+
+
+@pytest.mark.parametrize("weights", ["ternary", "binary"])
+@pytest.mark.parametrize("scales", ["tensor", "row", "group"])
+def test_wide_layers_and_many_tokens(weights, scales, isa):
+    """1,288 rows and 70 tokens: tables, and several tiles each way, on three threads."""
+    config = QuantConfig(weights=weights, scales=scales, groups=2 if scales == "group" else 1)
+    x = inputs(70, 264)
+    for projection in ("q_proj", "down_proj"):
+        recipe = config.recipe(projection, 1288)
+        codes, linear = random_linear(recipe, 1288, 264, bias=True)
+        _, _, y = run(x, linear, 1288, isa, threads=3)
+        _, expected = quantized_linear(x, codes, linear.scales, recipe, None, linear.bias)
+        assert_same_bits(y, expected)
+
+
+@pytest.mark.parametrize("columns", [1, 127, 128, 900, 2176])
+def test_signs_times_int8(columns, isa):
+    random = np.random.default_rng(columns)
+    codes = random.choice(np.array([-1, 1], np.int8), (24, columns))
+    x = random.integers(-128, 128, (7, columns)).astype(np.int8)
+    codes[0], x[0] = 1, -128
+    found = _core.sign_matmul(x, pack_1bit(codes), isa)
+    np.testing.assert_array_equal(found, x.astype(np.int32) @ codes.T.astype(np.int32))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_becomes_nan_and_no_codes(kind, bad, isa):
+    for norm, rotate in itertools.product((None, "rms", "layer"), (False, True)):
+        recipe = LinearRecipe(inputs=kind, norm=norm, rotate=rotate)
+        _, linear = random_linear(recipe, 8, 144)
+        x = inputs(2, 144)
+        x[0, 17] = bad
+        codes, scales, y = run(x, linear, 8, isa)
+        assert not codes[0].any()
+        assert np.isnan(scales[0]).all()
+        assert np.isnan(y[0]).all()
+        assert np.isfinite(y[1]).all()
+
+
+def test_what_does_not_fit_is_refused():
+    _, linear = random_linear(LinearRecipe(row_groups=2), 8, 16)
+    packed, scales, bias, norm, recipe = linear_arrays(linear)
+    x = np.ones((1, 16), np.float32)
+    for wrong in (
+        (packed, scales[:1], bias, norm, recipe),
+        (packed[:, :12], scales, bias, norm, recipe),
+        (packed, scales, bias, norm, recipe | {"row_groups": 3}),
+        (packed, scales, bias, norm, recipe | {"column_groups": 0}),
+        (packed, scales, bias, norm, recipe | {"column_groups": 2}),
+        (packed, scales, bias, norm, recipe | {"inputs": "int5"}),
+        (packed, scales, bias, norm),
+    ):
+        with pytest.raises(ValueError, match=r"linear|inputs"):
+            _core.run_projection(x, wrong, 8, "scalar", 1)
