@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
@@ -233,6 +233,7 @@ def _export(out: Path, directory: Path, form: str, parallel: Parallel) -> None:
 
 def _plot(values: dict[str, Any], path: Path) -> None:
     """Draw every curve at up to 1,000 steps."""
+    from bitnet.quant_config import Inputs
     from bitnet.train.config import TrainingConfig
     from bitnet.train.plots import plot_schedule
     from bitnet.train.schedule import Schedule
@@ -241,16 +242,15 @@ def _plot(values: dict[str, Any], path: Path) -> None:
     schedule = Schedule(config.schedule, config.data.tokens_per_step)
     steps = sorted({round(part * (schedule.steps - 1) / 999) for part in range(1000)})
     at = [schedule.at(step) for step in steps]
-    plot_schedule(
-        {
-            "learning rate": (steps, [values.learning_rate for values in at]),
-            "weight decay": (steps, [values.weight_decay for values in at]),
-            "quantiser strength λ": (steps, [values.quantizer_strength for values in at]),
-            "activation bits": (steps, [values.activation_bits for values in at]),
-        },
-        path,
-        "step",
-    )
+    curves: dict[str, tuple[list[int], Sequence[float]]] = {
+        "learning rate": (steps, [values.learning_rate for values in at]),
+        "weight decay": (steps, [values.weight_decay for values in at]),
+        "quantiser strength λ": (steps, [values.quantizer_strength for values in at]),
+        "activation bits": (steps, [values.activation_bits for values in at]),
+    }
+    if config.model.quantization.inputs != Inputs():
+        curves["low-bit inputs"] = (steps, [float(values.low_bit) for values in at])
+    plot_schedule(curves, path, "step")
     print(f"{path}: {schedule.steps} steps")
 
 
@@ -268,13 +268,13 @@ def _prepare(values: dict[str, Any], tokenizer_file: Path | None, parallel: Para
     """Resolve what a new run leaves open: shape and tokenizer of a checkpoint, vocabulary of the data."""
     from bitnet.formats.checkpoint import read_checkpoint
     from bitnet.train.config import TrainingConfig
-    from bitnet.train.masters import masters_config
+    from bitnet.train.masters import model_values
     from bitnet.train.tokenizer import id_bound, load_tokenizer, read_chat_template, separator_ids
 
     initial = None
     if values.get("initial") is not None:
         initial = read_checkpoint(str(values["initial"]))
-        values.setdefault("model", masters_config(initial).to_dict())
+        values["model"] = model_values(values.get("model"), initial)
     config = TrainingConfig.from_dict(values)
     source = _tokenizer_source(config, tokenizer_file, initial)
     if source is None:

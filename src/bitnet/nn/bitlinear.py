@@ -126,7 +126,7 @@ class BitLinear(nn.Linear):
         self.follow(recipe)
 
     def follow(self, recipe: LinearRecipe) -> None:
-        """Take a recipe; its norm begins with weights of 1.
+        """Take a recipe, once; its norm begins with weights of 1.
 
         Raises:
             InputError: the matrix cannot be split into the recipe's groups.
@@ -161,7 +161,7 @@ def add_norm(
     """Give a layer the norm of its recipe, by its name on disk."""
     if recipe.norm is not None:
         norm = InnerNorm(in_features, recipe.norm, recipe.norm_eps, recipe.column_groups, device, dtype)
-        layer.add_module(f"{recipe.norm}_norm", norm)
+        layer.add_module(f"{recipe.norm}_norm", norm.train(layer.training))
 
 
 def prepare_input(layer: nn.Module, x: Tensor, recipe: LinearRecipe) -> Tensor:

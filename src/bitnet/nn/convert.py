@@ -1,25 +1,31 @@
 """Turn the linear layers of any PyTorch model into BitLinears, in place.
 
-A layer changes its class and nothing else. So it stays the object that optimisers, hooks, containers and tied
-weights know: parameters, dtype, device, training and gradient flags need no copying.
+A layer changes its class, and gains a norm where its recipe has one inside. So it stays the object that
+optimisers, hooks, containers and tied weights know: parameters, dtype, device, training and gradient flags
+need no copying.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar, cast
 
 from torch import nn
 
 from bitnet.errors import InputError
-from bitnet.nn.bitlinear import BitLinear
+from bitnet.nn.bitlinear import BitLinear, check_groups
+from bitnet.quant_config import LinearRecipe
 
 _Model = TypeVar("_Model", bound=nn.Module)
 
 _HEAD = "lm_head"  # what the head of most language models is called; not every model has one
 
 
-def convert(model: _Model, skip: Sequence[str] = (_HEAD,)) -> tuple[_Model, list[str]]:
+def convert(
+    model: _Model,
+    skip: Sequence[str] = (_HEAD,),
+    recipe: LinearRecipe | Callable[[str, nn.Linear], LinearRecipe] | None = None,
+) -> tuple[_Model, list[str]]:
     """Make every `nn.Linear` in `model` a `BitLinear` whose masters are the weights that are there.
 
     Left as they are: what `skip` names; subclasses of `nn.Linear`, which may compute something else
@@ -30,11 +36,14 @@ def convert(model: _Model, skip: Sequence[str] = (_HEAD,)) -> tuple[_Model, list
         model: changed in place.
         skip: names of modules that stay in full precision with everything in them, as `named_modules` gives
             them or their ends: "lm_head", "attention.out", "encoder".
+        recipe: which quantisers, for all layers or by full name and layer; None is b1.58's. A scale a row is
+            `lambda name, layer: LinearRecipe(row_groups=layer.out_features)`.
     Returns:
         `model`, and the full names of the layers that were replaced; a layer in several places has several.
     Raises:
         InputError: there is nothing to replace, `skip` names a module that is not there, or a weight is not
-            made yet or no floating-point matrix. Nothing was changed then.
+            made yet, is no floating-point matrix or cannot be split into a recipe's groups. Nothing was
+            changed then.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"convert takes an nn.Module, not a {type(model).__name__}")
@@ -64,9 +73,22 @@ def convert(model: _Model, skip: Sequence[str] = (_HEAD,)) -> tuple[_Model, list
         raise InputError(
             f"{type(model).__name__} has no nn.Linear that could be replaced (skip is {tuple(skip)})"
         )
-    for module in chosen.values():
+    recipes = {name: _recipe_of(name, module, recipe) for name, module in chosen.items()}
+    for name, module in chosen.items():
         module.__class__ = BitLinear
+        cast(BitLinear, module).follow(recipes[name])
     return model, list(chosen)
+
+
+def _recipe_of(
+    name: str, layer: nn.Linear, recipe: LinearRecipe | Callable[[str, nn.Linear], LinearRecipe] | None
+) -> LinearRecipe:
+    chosen = LinearRecipe() if recipe is None else recipe(name, layer) if callable(recipe) else recipe
+    try:
+        check_groups(layer.in_features, layer.out_features, chosen)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
+    return chosen
 
 
 def _matches(name: str, pattern: str) -> bool:

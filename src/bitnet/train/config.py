@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass
 
 from bitnet.config import ModelConfig, preset
 from bitnet.errors import BitnetError, ConfigError
-from bitnet.quant_config import QuantConfig
+from bitnet.quant_config import QuantConfig, variant
 from bitnet.train.yaml_file import read_yaml
 
 CONFIG_FILE = "training.yaml"
@@ -39,7 +39,7 @@ _Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _model(value: object) -> ModelConfig:
-    """A `model` section: Hugging Face's keys, `preset` for all that are not given."""
+    """A `model` section: Hugging Face's keys, `preset` and `variant` for all that are not given."""
     if isinstance(value, ModelConfig):
         return value.with_quantization("online")
     if not isinstance(value, Mapping):
@@ -47,10 +47,49 @@ def _model(value: object) -> ModelConfig:
     keys = dict(value)
     name = keys.pop("preset", None)
     base = {} if name is None else preset(name).to_dict()
-    base["quantization_config"] = QuantConfig("autobitlinear", "online").to_dict()
     if "hidden_size" in keys and "head_dim" not in keys:
         base.pop("head_dim", None)  # the preset's belongs to the preset's width
-    return ModelConfig.from_dict(base | keys, "model")
+    base.pop("model_type", None)  # the preset's belongs to the preset's quantisers
+    default = QuantConfig() if name is None else preset(name).quantization
+    keys["quantization_config"] = _quantization(
+        keys.pop("variant", None), keys.get("quantization_config"), default
+    )
+    model = ModelConfig.from_dict(base | keys, "model")
+    if model.quantization.quantization_mode != "online":
+        raise ConfigError(
+            "model.quantization_config.quantization_mode is 'offline'; training moves masters, leave it out"
+        )
+    return model
+
+
+def _quantization(name: object, block: object, default: QuantConfig) -> Mapping[str, Any]:
+    """The quantisers: a whole `quantization_config`, or its keys over those of a variant or the default."""
+    if block is not None and not isinstance(block, Mapping):
+        raise ConfigError(
+            f"model.quantization_config is {block!r}; write its keys, for example {{groups: 2}}"
+        )
+    try:
+        named = None if name is None else variant(str(name)).stored_as("online")
+    except ConfigError as error:
+        raise ConfigError(f"model.variant: {error}") from None
+    if block is not None and "quant_method" in block:
+        if named is not None and QuantConfig.from_dict(block, "model") != named:
+            raise ConfigError(
+                f"model.variant is {name!r}, but the whole model.quantization_config beside it says "
+                "otherwise; remove one of them (on the command line: --set model.quantization_config=null)"
+            )
+        return block
+    base = named or default.stored_as("online")
+    return merge_quantization({"norms": base.norms} | base.to_dict(), block or {})
+
+
+def merge_quantization(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A `quantization_config` with some keys changed, those of its `inputs` one by one."""
+    merged = {**base, **changes}
+    inputs = changes.get("inputs")
+    if isinstance(inputs, Mapping):
+        merged["inputs"] = {**base.get("inputs", {}), **inputs}
+    return merged
 
 
 Model = Annotated[ModelConfig, BeforeValidator(_model), PlainSerializer(lambda model: model.to_dict())]
@@ -163,8 +202,11 @@ class ScheduleConfig:
         horizon: length of the run.
         switch: where (0..1) the second stage of the two-stage recipes begins.
         quantizer_warmup: λ of `w + λ(Q(w) − w)` rises from 0 to 1 over so many first units; 0: it is 1.
+        low_bit_from: where (0..1) inputs begin to be quantised as the model says; before, all are int8.
+            0: from the start.
         quantized: False trains plain `nn.Linear` layers, the baseline of comparisons.
-        activation_bits: 8, or 16 for inputs that are not quantised; exported models always quantise to 8.
+        activation_bits: 8 for inputs that are quantised, 16 for those that are not; exported models always
+            quantise.
         curves: pieces that replace a recipe, by name: learning_rate, weight_decay, quantizer_strength,
             activation_bits.
     """
@@ -175,6 +217,7 @@ class ScheduleConfig:
     weight_decay: WeightDecayConfig = field(default_factory=WeightDecayConfig)
     switch: Annotated[float, Field(gt=0, lt=1)] = 0.5
     quantizer_warmup: _Length = 0
+    low_bit_from: Annotated[float, Field(ge=0, lt=1)] = 0.0
     quantized: bool = True
     activation_bits: Literal[8, 16] = 8
     curves: dict[CurveName, tuple[Stage, ...]] = field(default_factory=dict)
@@ -245,7 +288,8 @@ class TrainingConfig:
     """Everything that decides a run's numbers, and how it reports.
 
     Attributes:
-        model: the shape; `preset` and Hugging Face's keys.
+        model: the shape and the quantisers; `preset`, `variant` (`bitnet.quant_config`) and Hugging Face's
+            keys, `quantization_config` among them.
         initial: a folder or Hub id of masters to continue from; None: random weights.
         seed: of initial weights and data order.
     Raises:

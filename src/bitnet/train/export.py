@@ -8,6 +8,7 @@ would change is rounded to its code's side of the threshold instead: both files 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from bitnet.formats.tensor import Tensor
 from bitnet.formats.tensor_names import projections
 from bitnet.nn import Transformer
 from bitnet.nn.quantizers import middle_of, weight_codes
-from bitnet.quant_config import LinearRecipe, QuantizationMode
+from bitnet.quant_config import Inputs, LinearRecipe, QuantizationMode
 from bitnet.quantize.packing import pack
 from bitnet.train.tokenizer import save_tokenizer
 
@@ -35,6 +36,13 @@ def whole_tensors(model: Transformer) -> dict[str, torch.Tensor]:
         name: (value.full_tensor() if isinstance(value, DTensor) else value).detach().cpu()
         for name, value in model.named_parameters()
     }
+
+
+def computed_config(config: ModelConfig, low_bit: bool) -> ModelConfig:
+    """What the forward pass computes: `config`, or in the first of two stages the same with int8 inputs."""
+    if low_bit:
+        return config
+    return replace(config, quantization=replace(config.quantization, inputs=Inputs()))
 
 
 def export(

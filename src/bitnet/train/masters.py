@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -10,6 +11,7 @@ from bitnet.config import ModelConfig
 from bitnet.errors import InputError
 from bitnet.formats.checkpoint import Checkpoint
 from bitnet.nn import Transformer
+from bitnet.train.config import merge_quantization
 
 
 def masters_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -29,6 +31,27 @@ def masters_config(checkpoint: Checkpoint) -> ModelConfig:
     known = checkpoint.config.eos_token_id
     more = sorted(checkpoint.stop_tokens - set(known))
     return replace(checkpoint.config, eos_token_id=(*known, *more))
+
+
+def model_values(given: object, checkpoint: Checkpoint) -> object:
+    """The `model` section of a run that continues from `checkpoint`.
+
+    Args:
+        given: what the configuration says. Nothing takes the checkpoint's shape and quantisers, `variant` and
+            `quantization_config` alone its shape; anything else stands as it is.
+    Raises:
+        InputError: as `masters_config`.
+    """
+    own = masters_config(checkpoint).to_dict()
+    if given is None:
+        return own
+    if not isinstance(given, Mapping) or not set(given) <= {"variant", "quantization_config"}:
+        return given
+    block = own.pop("quantization_config")
+    changes = given.get("quantization_config")
+    if "variant" not in given and isinstance(changes, Mapping):
+        return own | {"quantization_config": merge_quantization(block, changes)}
+    return {**own, **given}
 
 
 def load_masters(model: Transformer, checkpoint: Checkpoint) -> None:

@@ -13,9 +13,10 @@ from types import TracebackType
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from bitnet.config import ModelConfig
 from bitnet.nn import Transformer
 from bitnet.train.config import TrainingConfig
-from bitnet.train.export import whole_tensors
+from bitnet.train.export import computed_config, whole_tensors
 from bitnet.train.heldout import bits_per_byte, open_texts, packed_bits_per_byte, packed_model
 from bitnet.train.parallel import Parallel
 from bitnet.train.plots import plot_run
@@ -103,7 +104,7 @@ class Reporting:
         if not (evaluate or step % report.log_every == 0):
             return
         row = self._row(step, values, skipped)
-        results = self._evaluate(model) if evaluate else {}
+        results = self._evaluate(model, values.low_bit) if evaluate else {}
         self._progress.evaluation(step, results)
         self._parallel.from_first(lambda: self._write(step, row | results))
         self._interval = _Interval()
@@ -140,17 +141,19 @@ class Reporting:
             "mfu": speed * self._flops / self._peak,
         }
 
-    def _evaluate(self, model: Transformer) -> dict[str, float]:
+    def _evaluate(self, model: Transformer, low_bit: bool) -> dict[str, float]:
         """Bits per byte of every text, of the model in training and of its packed form."""
         length = self._config.data.sequence_length
         results = {f"heldout:{text.name}": bits_per_byte(model, text, length) for text in self._texts}
         if self._packed and self._texts:
-            tensors = whole_tensors(model)
-            results |= self._parallel.from_first(lambda: self._evaluate_packed(tensors, length))
+            tensors, config = whole_tensors(model), computed_config(self._config.model, low_bit)
+            results |= self._parallel.from_first(lambda: self._evaluate_packed(tensors, config, length))
         return results
 
-    def _evaluate_packed(self, tensors: Mapping[str, Tensor], length: int) -> dict[str, float]:
-        packed = packed_model(tensors, self._config.model)
+    def _evaluate_packed(
+        self, tensors: Mapping[str, Tensor], config: ModelConfig, length: int
+    ) -> dict[str, float]:
+        packed = packed_model(tensors, config)
         return {f"packed:{text.name}": packed_bits_per_byte(packed, text, length) for text in self._texts}
 
     def __exit__(

@@ -1,4 +1,4 @@
-"""The curves of a run over its steps: learning rate, weight decay, quantiser strength λ, activation bits.
+"""The curves of a run over its steps: learning rate, weight decay, quantiser strength λ, inputs' quantisers.
 
 Recipes become pieces (`Stage`), one function evaluates pieces; p is the position 0..1 in the run:
 
@@ -9,8 +9,12 @@ Recipes become pieces (`Stage`), one function evaluates pieces; p is the positio
     weight decay       two-stage: its peak, and 0 from the switch on; two-stage-cosine: rises along half a
                        cosine to its peak at the switch, then 0 (arXiv 2504.12285: "cosine, reaching a peak")
 
-Warm-up multiplies the rate by (step + 1) / warmup. Activation bits change from piece to piece. The loss falls
-late, in the second stage.
+Warm-up multiplies the rate by (step + 1) / warmup. The loss falls late, in the second stage.
+
+Three curves decide what a step quantises. λ is the strength of all quantisers, of weights and inputs.
+Activation bits change from piece to piece: 16 switches the inputs' quantisers off, 8 on. Where they are on,
+low-bit inputs say which: 0 int8 everywhere, 1 the model's own, the two stages of arXiv 2411.04965 and
+2504.18415. The optimiser does not notice.
 """
 
 from __future__ import annotations
@@ -33,6 +37,7 @@ class Values:
     weight_decay: float
     quantizer_strength: float
     activation_bits: int
+    low_bit: bool
 
 
 class Schedule:
@@ -56,6 +61,7 @@ class Schedule:
             "weight_decay": _decay(config),
             "quantizer_strength": _strength(config),
             "activation_bits": (Stage(1, bits, bits),),
+            "low_bit_inputs": _low_bit(config.low_bit_from),
         } | {str(name): stages for name, stages in config.curves.items()}
         for name, stages in self.curves.items():
             _check(name, stages)
@@ -69,6 +75,7 @@ class Schedule:
             evaluate(self.curves["weight_decay"], position),
             evaluate(self.curves["quantizer_strength"], position),
             int(evaluate(self.curves["activation_bits"], position)),
+            evaluate(self.curves["low_bit_inputs"], position) == 1,
         )
 
 
@@ -119,6 +126,10 @@ def _strength(config: ScheduleConfig) -> Curve:
     if warmed >= 1:
         raise ConfigError("schedule.quantizer_warmup must end before schedule.horizon")
     return (Stage(warmed, 0, 1), Stage(1, 1, 1)) if warmed else (Stage(1, 1, 1),)
+
+
+def _low_bit(start: float) -> Curve:
+    return (Stage(start, 0, 0), Stage(1, 1, 1)) if start else (Stage(1, 1, 1),)
 
 
 def _check(name: str, stages: Curve) -> None:

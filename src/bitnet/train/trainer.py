@@ -29,7 +29,7 @@ from bitnet.quant_config import QuantizationMode
 from bitnet.train.checkpointing import load_state, save_state, saved_steps
 from bitnet.train.code_health import CodeHealth
 from bitnet.train.config import CONFIG_FILE, TrainingConfig
-from bitnet.train.export import export, whole_tensors
+from bitnet.train.export import computed_config, export, whole_tensors
 from bitnet.train.guard import Guard
 from bitnet.train.masters import load_masters
 from bitnet.train.optimizer import build_optimizer, follow_schedule
@@ -210,7 +210,9 @@ class Trainer:
             while self.step < steps and not (result and result.stop):
                 values = self.schedule.at(self.step)
                 follow_schedule(self.optimizer, values)
-                set_quantization(self.model, values.quantizer_strength, values.activation_bits)
+                set_quantization(
+                    self.model, values.quantizer_strength, values.activation_bits, values.low_bit
+                )
                 rows = parallel.rows(config.data.batch_size)
                 inputs, targets = batches.batch(self.step, config.data.batch_size, rows)
                 result = update(inputs, targets, bool(stop))
@@ -236,6 +238,8 @@ class Trainer:
     def export(self, directory: Path, mode: QuantizationMode) -> None:
         """Write the weights as a model folder, "offline" (packed) or "online" (bfloat16 masters).
 
+        Its configuration says what the last step computed: before schedule.low_bit_from, int8 inputs.
+
         Raises:
             InputError: the folder exists and is not empty, or the run is not quantised.
             ResourceError: the disk has no room.
@@ -244,7 +248,8 @@ class Trainer:
             raise InputError(
                 f"{self.directory}: schedule.quantized is false; ternary formats cannot hold such a model"
             )
-        tensors, config = whole_tensors(self.model), self.config.model
+        low_bit = self.schedule.at(max(0, self.step - 1)).low_bit
+        tensors, config = whole_tensors(self.model), computed_config(self.config.model, low_bit)
         self.parallel.from_first(
             lambda: export(tensors, config, self.tokenizer, directory, mode, self.chat_template)
         )

@@ -4,6 +4,7 @@ import pytest
 
 from bitnet.config import PRESETS
 from bitnet.errors import ConfigError, FormatError
+from bitnet.quant_config import VARIANTS, Inputs, QuantConfig
 from bitnet.train.config import DataSource, TrainingConfig
 from bitnet.train.yaml_file import override, read_yaml
 
@@ -19,6 +20,42 @@ def test_a_preset_is_the_model_and_keys_change_it(values):
     assert config.model.head_dim == 32
     assert config.model.intermediate_size == PRESETS["stories"].intermediate_size
     assert config.model.quantization.quantization_mode == "online"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_names_the_quantisers_and_survives_the_file(tmp_path, values, name):
+    config = TrainingConfig.from_dict(override(values, [f"model.variant={name}"]))
+    assert config.model.quantization == VARIANTS[name].stored_as("online")
+    config.save(tmp_path / "training.yaml")
+    assert TrainingConfig.load(tmp_path / "training.yaml") == config
+    again = TrainingConfig.from_dict(override(config.to_dict(), [f"model.variant={name}"]))
+    assert again == config
+
+
+def test_keys_of_the_quantisers_go_over_those_of_the_variant(values):
+    changed = override(
+        values,
+        [
+            "model.variant=a4.8",
+            "model.quantization_config.inputs.o=int8",
+            "model.quantization_config.kv_bits=4",
+        ],
+    )
+    quantization = TrainingConfig.from_dict(changed).model.quantization
+    assert quantization == QuantConfig(
+        "autobitlinear", "online", inputs=Inputs("int4", "int8", "int4"), kv_bits=4
+    )
+    alone = override(values, ["model.quantization_config={scales: row}"])
+    assert TrainingConfig.from_dict(alone).model.quantization.scales == "row"
+
+
+def test_another_variant_is_not_mixed_into_a_resolved_file(values):
+    resolved = TrainingConfig.from_dict(override(values, ["model.variant=v2"])).to_dict()
+    with pytest.raises(ConfigError, match=r"model\.variant is 'a4\.8'.*quantization_config=null"):
+        TrainingConfig.from_dict(override(resolved, ["model.variant=a4.8"]))
+    changes = ["model.quantization_config=null", "model.variant=v2-a8"]
+    config = TrainingConfig.from_dict(override(resolved, changes))
+    assert config.model.quantization == VARIANTS["v2-a8"].stored_as("online")
 
 
 def test_overrides_reach_nested_keys_and_keep_the_rest(values):
@@ -52,6 +89,16 @@ def test_overrides_reach_nested_keys_and_keep_the_rest(values):
         ("model={preset: 7b}", "unknown preset '7b'"),
         ("model=stories", "preset: stories"),
         ("schedule.activation_bits=5", "schedule.activation_bits"),
+        ("schedule.low_bit_from=1", "schedule.low_bit_from"),
+        ("schedule.low_bit_from=-0.1", "schedule.low_bit_from"),
+        ("model.variant=b1.59", "model.variant: unknown variant 'b1.59'"),
+        ("model.variant=[v2]", "model.variant: unknown variant"),
+        ("model.quantization_config=v2", "model.quantization_config is 'v2'"),
+        ("model.quantization_config.input=int4", "quantization_config: unknown key 'input'"),
+        ("model.quantization_config.inputs.q=int4", "inputs: unknown key 'q'"),
+        ("model.quantization_config.inputs=int4", "inputs is 'int4'"),
+        ("model.quantization_config.quantization_mode=offline", "quantization_mode is 'offline'"),
+        ("model.quantization_config={scales: group, groups: 5}", "cannot be split into 5 groups"),
         ("optimizer.betas=[0.9]", "optimizer.betas"),
         ("optimizer.betas=[0.9, 1]", "optimizer.betas.1"),
         ("seed=18446744073709551616", "seed"),

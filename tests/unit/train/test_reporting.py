@@ -17,7 +17,7 @@ from bitnet.train.reporting import Reporting
 from bitnet.train.schedule import Values
 from bitnet.train.step import StepResult
 
-VALUES = Values(1e-3, 0.1, 0.5, 8)
+VALUES = Values(1e-3, 0.1, 0.5, 8, True)
 GOOD, BAD = StepResult(2.0, 1.0, True, False), StepResult(math.nan, math.inf, False, False)
 
 

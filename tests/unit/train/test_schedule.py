@@ -132,3 +132,14 @@ def test_the_warm_up_is_a_fiftieth_of_the_horizon_unless_it_is_given():
         rates = [Schedule(config, scale).at(step).learning_rate for step in range(25)]
         assert rates[9] / rates[0] == pytest.approx(10, rel=0.02)
         assert max(rates) in rates[19:21]
+
+
+def test_inputs_have_few_bits_from_a_point_on_whatever_else_the_schedule_does():
+    config = ScheduleConfig(horizon=100, low_bit_from=0.95, quantizer_warmup=20)
+    schedule = Schedule(config, 1)
+    assert [schedule.at(step).low_bit for step in (0, 94, 95, 99)] == [False, False, True, True]
+    assert [schedule.at(step).quantizer_strength for step in (5, 94, 95)] == [0.25, 1, 1]
+    assert [schedule.at(step).activation_bits for step in (0, 94, 95)] == [8, 8, 8]
+    assert all(Schedule(ScheduleConfig(horizon=3), 1).at(step).low_bit for step in range(3))
+    by_token = Schedule(ScheduleConfig(horizon=100 * 7, unit="tokens", low_bit_from=0.95), 7)
+    assert [by_token.at(step).low_bit for step in (94, 95)] == [False, True]
