@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "binary_bindings.h"
+#include "cache_bindings.h"
 #include "kernel_bindings.h"
 #include "kernels/binary_kernels.h"
 #include "layer_bindings.h"
@@ -65,8 +66,7 @@ class Engine {
                           bitnet::HeadType::full};
     if (check_choice(hidden_act, "relu2", "silu", "hidden_act") == "silu")
       config.activation = bitnet::Activation::silu;
-    if (check_choice(kv_dtype, "float16", "float32", "kv_dtype") == "float32")
-      config.cache_type = bitnet::CacheType::float32;
+    config.cache_type = bitnet::cache_type(kv_dtype);
     if (check_choice(head_type, "full", "shortlist", "head") == "shortlist")
       config.head_type = bitnet::HeadType::shortlist;
     bitnet::Weights weights;
@@ -154,11 +154,6 @@ class Engine {
   std::unique_ptr<bitnet::Transformer> transformer_;
 };
 
-void truncate_cache(bitnet::KvCache& cache, std::size_t length) {
-  require(length <= cache.length(), "length is beyond what the cache holds");
-  cache.set_length(length);
-}
-
 std::vector<std::string> names(const std::vector<const Kernels*>& list) {
   std::vector<std::string> result;
   for (const Kernels* kernels : list) result.emplace_back(kernels->name);
@@ -179,10 +174,7 @@ std::vector<std::tuple<std::string, bool, std::string>> self_test(const std::str
 }  // namespace
 
 NB_MODULE(_core, m) {
-  nb::class_<bitnet::KvCache>(m, "KvCache")
-      .def_prop_ro("length", &bitnet::KvCache::length)
-      .def_prop_ro("capacity", &bitnet::KvCache::capacity)
-      .def("truncate", &truncate_cache, "length"_a);
+  bitnet::bind_cache(m);
   nb::class_<Engine>(m, "Engine")
       .def(nb::init<const nb::dict&, const std::string&, const std::string&, const std::string&, nb::object,
                     nb::object, nb::object, nb::object, nb::object, const nb::iterable&, std::size_t,

@@ -61,11 +61,60 @@ void softmax_block(float* scores, std::size_t visible, float* state) {
   state[kSum] = state[kSum] * state[kShrink] + sum.sum();
 }
 
+// Keys and values as they are stored, used where they lie.
+template <class Stored>
+class StoredPanels {
+ public:
+  using Source = Stored;
+  using Element = typename Stored::type;
+
+  StoredPanels(const AttentionTile& tile, const Element* k, const Element* v)
+      : head_dim_(tile.head_dim), k_(k), v_(v) {}
+
+  void begin_block() {}
+  void end_block() {
+    k_ += kKeyBlock * head_dim_;
+    v_ += kKeyBlock * padded_head(head_dim_);
+  }
+  // The panel of sixteen positions from `position` on, and that of sixteen components from `component` on.
+  const Element* keys(std::size_t position) { return k_ + position * head_dim_; }
+  const Element* values(std::size_t component) { return v_ + component * kKeyBlock; }
+
+ private:
+  std::size_t head_dim_;
+  const Element *k_, *v_;
+};
+
+// The same converted to float32 a panel at a time, which pays from the second use on.
+template <class Stored>
+class WidenedPanels {
+ public:
+  using Source = F32Source;
+
+  WidenedPanels(const AttentionTile& tile, StoredPanels<Stored> stored, float* scratch)
+      : head_dim_(tile.head_dim), stored_(stored), scratch_(scratch) {}
+
+  void begin_block() {}
+  void end_block() { stored_.end_block(); }
+  const float* keys(std::size_t position) { return widen(stored_.keys(position), kLanes * head_dim_); }
+  const float* values(std::size_t component) { return widen(stored_.values(component), kLanes * kKeyBlock); }
+
+ private:
+  const float* widen(const typename Stored::type* from, std::size_t n) {
+    for (std::size_t i = 0; i < n; i += kLanes) Stored::load(from + i).store(scratch_ + i);
+    return scratch_;
+  }
+
+  std::size_t head_dim_;
+  StoredPanels<Stored> stored_;
+  float* scratch_;
+};
+
 // One block of kKeyBlock positions, of which the tile's last token sees `keys - first`.
-template <class Source>
-void attend_block(const AttentionTile& tile, std::size_t first, const float* q,
-                  const typename Source::type* k, const typename Source::type* v, float* scores,
+template <class Panels>
+void attend_block(const AttentionTile& tile, std::size_t first, const float* q, Panels& panels, float* scores,
                   float* partial) {
+  using Source = typename Panels::Source;
   const std::size_t rows = tile.tokens * tile.heads, width = padded_head(tile.head_dim);
   const std::size_t stride = width + kLanes;
   const auto visible = [&](std::size_t row) {
@@ -73,19 +122,20 @@ void attend_block(const AttentionTile& tile, std::size_t first, const float* q,
     return keys < kKeyBlock ? keys : kKeyBlock;
   };
   const f32x16 scale = f32x16::set1(tile.scale);
+  panels.begin_block();
   for (std::size_t j = 0; j < visible(rows - 1); j += kLanes) {
+    const auto* panel = panels.keys(j);
     by_register_rows(rows, [&](std::size_t r, auto count) {
       Sums<count> sums;
       for (f32x16& sum : sums.row) sum = f32x16::zero();
-      sums = add_products<Source>(sums, q + r * tile.head_dim, tile.head_dim, k + j * tile.head_dim,
-                                  tile.head_dim);
+      sums = add_products<Source>(sums, q + r * tile.head_dim, tile.head_dim, panel, tile.head_dim);
       for (std::size_t i = 0; i < count; ++i) (sums.row[i] * scale).store(scores + (r + i) * kKeyBlock + j);
     });
   }
   for (std::size_t r = 0; r < rows; ++r)
     softmax_block(scores + r * kKeyBlock, visible(r), partial + r * stride + width);
   for (std::size_t d = 0; d < width; d += kLanes) {
-    const auto* panel = v + d * kKeyBlock;
+    const auto* panel = panels.values(d);
     by_register_rows(rows, [&](std::size_t r, auto count) {
       Sums<count> sums;
       float* out = partial + r * stride;
@@ -101,20 +151,14 @@ void attend_block(const AttentionTile& tile, std::size_t first, const float* q,
       }
     });
   }
+  panels.end_block();
 }
 
-template <class Source>
-void widen(const typename Source::type* from, std::size_t n, float* to) {
-  for (std::size_t i = 0; i < n; i += kLanes) Source::load(from + i).store(to + i);
-}
-
-template <class Source>
-void attend(const AttentionTile& tile, const float* q, const typename Source::type* k,
-            const typename Source::type* v, float* scratch, float* partial) {
+// `scratch` is what is left of it behind the panel's part.
+template <class Panels>
+void attend(const AttentionTile& tile, const float* q, Panels&& panels, float* scratch, float* partial) {
   const std::size_t rows = tile.tokens * tile.heads, width = padded_head(tile.head_dim);
-  float* const keys = scratch;
-  float* const values = keys + kKeyBlock * tile.head_dim;
-  float* const scores = values + kKeyBlock * width;
+  float* const scores = scratch;
   float* const queries = scores + kKeyBlock * rows;
   for (std::size_t t = 0; t < tile.tokens; ++t)
     std::memcpy(queries + t * tile.heads * tile.head_dim, q + t * tile.stride,
@@ -122,29 +166,36 @@ void attend(const AttentionTile& tile, const float* q, const typename Source::ty
   std::memset(partial, 0, tile.partial_size() * sizeof(float));
   for (std::size_t r = 0; r < rows; ++r)
     partial[r * (width + kLanes) + width + kMax] = -std::numeric_limits<float>::infinity();
-  // Widening a block pays from the second use on.
-  const bool widened = !std::is_same<Source, F32Source>::value && rows > kRegisterRows;
-  for (std::size_t first = 0; first < tile.end; first += kKeyBlock) {
-    if (widened) {
-      widen<Source>(k, kKeyBlock * tile.head_dim, keys);
-      widen<Source>(v, kKeyBlock * width, values);
-      attend_block<F32Source>(tile, first, queries, keys, values, scores, partial);
-    } else {
-      attend_block<Source>(tile, first, queries, k, v, scores, partial);
-    }
-    k += kKeyBlock * tile.head_dim;
-    v += kKeyBlock * width;
-  }
+  for (std::size_t first = 0; first < tile.end; first += kKeyBlock)
+    attend_block(tile, first, queries, panels, scores, partial);
 }
 
 void attention_f16(const AttentionTile& tile, const float* q, const std::uint16_t* k, const std::uint16_t* v,
                    float* scratch, float* partial) {
-  attend<F16Source>(tile, q, k, v, scratch, partial);
+  StoredPanels<F16Source> stored(tile, k, v);
+  float* const rest = scratch + tile.panel_size();
+  if (tile.tokens * tile.heads > kRegisterRows)
+    attend(tile, q, WidenedPanels<F16Source>(tile, stored, scratch), rest, partial);
+  else
+    attend(tile, q, stored, rest, partial);
 }
 
 void attention_f32(const AttentionTile& tile, const float* q, const float* k, const float* v, float* scratch,
                    float* partial) {
-  attend<F32Source>(tile, q, k, v, scratch, partial);
+  attend(tile, q, StoredPanels<F32Source>(tile, k, v), scratch + tile.panel_size(), partial);
+}
+
+void attention_codes(const AttentionTile& tile, const float* q, const KvCodes& codes, float* scratch,
+                     float* partial) {
+  float* const rest = scratch + tile.panel_size();
+  switch (codes.bits) {
+    case 8:
+      return attend(tile, q, RestoredPanels<8>(tile, codes, scratch), rest, partial);
+    case 4:
+      return attend(tile, q, RestoredPanels<4>(tile, codes, scratch), rest, partial);
+    default:
+      return attend(tile, q, RestoredPanels<3>(tile, codes, scratch), rest, partial);
+  }
 }
 
 void attention_merge(const AttentionTile& tile, const float* later, float* partial) {

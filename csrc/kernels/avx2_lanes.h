@@ -84,6 +84,36 @@ f32x16 max(f32x16 a, f32x16 b) {
   return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
 }
 
+// Sixteen words of packed codes (kv_codes.h).
+struct u32x16 {
+  __m256i low, high;
+
+  static u32x16 set1(std::uint32_t x) {
+    const __m256i all = _mm256_set1_epi32(static_cast<int>(x));
+    return {all, all};
+  }
+  static u32x16 load(const std::uint32_t* p) {
+    return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
+            _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 8))};
+  }
+  template <int Bits>
+  u32x16 right() const {
+    return {_mm256_srli_epi32(low, Bits), _mm256_srli_epi32(high, Bits)};
+  }
+  template <int Bits>
+  u32x16 left() const {
+    return {_mm256_slli_epi32(low, Bits), _mm256_slli_epi32(high, Bits)};
+  }
+  f32x16 to_float() const { return {_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)}; }
+};
+
+u32x16 operator&(u32x16 a, u32x16 b) {
+  return {_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
+}
+u32x16 operator|(u32x16 a, u32x16 b) {
+  return {_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
+}
+
 std::int32_t horizontal_sum(__m256i v) {
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, _MM_SHUFFLE(1, 0, 3, 2)));

@@ -7,6 +7,7 @@
 #include <type_traits>
 
 #include "kernels.h"
+#include "kv_codes.h"
 
 namespace bitnet {
 namespace {
@@ -67,6 +68,30 @@ f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 }
 f32x16 max(f32x16 a, f32x16 b) {
   return {_mm512_max_ps(a.all, b.all)};
+}
+
+// Sixteen words of packed codes (kv_codes.h).
+struct u32x16 {
+  __m512i all;
+
+  static u32x16 set1(std::uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
+  static u32x16 load(const std::uint32_t* p) { return {_mm512_loadu_si512(p)}; }
+  template <int Bits>
+  u32x16 right() const {
+    return {_mm512_srli_epi32(all, Bits)};
+  }
+  template <int Bits>
+  u32x16 left() const {
+    return {_mm512_slli_epi32(all, Bits)};
+  }
+  f32x16 to_float() const { return {_mm512_cvtepi32_ps(all)}; }
+};
+
+u32x16 operator&(u32x16 a, u32x16 b) {
+  return {_mm512_and_si512(a.all, b.all)};
+}
+u32x16 operator|(u32x16 a, u32x16 b) {
+  return {_mm512_or_si512(a.all, b.all)};
 }
 
 #include "float_kernels.h"

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "kernels.h"
+#include "kv_codes.h"
 
 namespace bitnet {
 namespace {

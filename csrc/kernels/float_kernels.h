@@ -7,7 +7,8 @@
 //
 // f32x16 provides: zero, set1, load, load_bf16, load_f16, load_i32, store, store_i8, store_f16, +, -, *, /,
 // fma(a, b, c) = a * b + c, max, abs, round, pow2 (2^n for an integral n in [-126, 127]), sum (lanes i and
-// i+8, then +4, +2, +1), largest.
+// i+8, then +4, +2, +1), largest. u32x16, for packed codes: set1, load, right<n>, left<n>, &, |, to_float (of
+// numbers below 2^24).
 
 struct F32Source {
   using type = float;
@@ -165,6 +166,8 @@ void silu_gate(const float* gate, const float* up, std::size_t n, float* y) {
   });
 }
 
+#include "kv_codes_kernel.h"
+
 #include "attention_kernel.h"
 
 void to_f16(const float* x, std::size_t n, std::uint16_t* y) {
@@ -209,8 +212,10 @@ constexpr Kernels with_float_kernels(IntegerKernels own) {
   table.dot_f32 = dot_f32;
   table.attention_f16 = attention_f16;
   table.attention_f32 = attention_f32;
+  table.attention_codes = attention_codes;
   table.attention_merge = attention_merge;
   table.attention_finish = attention_finish;
+  table.quantize_head = quantize_head;
   table.to_f16 = to_f16;
   return table;
 }

@@ -75,11 +75,22 @@ struct AttentionTile {
   std::size_t end;     // attend to positions before this one: keys, or a multiple of 64 below
   float scale;
 
-  // Floats of working memory, and of a partial result: a row's width sums, its maximum, its divisor.
+  // Floats of sixteen keys or components in float32; of working memory: those, scores, queries; and of a
+  // partial result: a row's width sums, its maximum, its divisor.
+  constexpr std::size_t panel_size() const { return kLanes * (head_dim > kKeyBlock ? head_dim : kKeyBlock); }
   constexpr std::size_t scratch_size() const {
-    return kKeyBlock * (head_dim + padded_head(head_dim)) + tokens * heads * (kKeyBlock + head_dim);
+    return panel_size() + tokens * heads * (kKeyBlock + head_dim);
   }
   constexpr std::size_t partial_size() const { return tokens * heads * (padded_head(head_dim) + kLanes); }
+};
+
+// Blocks of 64 positions in `bits` bits, one behind the other (kv_codes.h).
+struct KvCodes {
+  const std::uint32_t* blocks;
+  std::size_t bits;
+  // Of 3 bits, where the first block begins the sequence: the 4-bit codes of its first position, two a byte,
+  // low half first: padded_head(head_dim) of the key, then as many of the value. Else null.
+  const std::uint8_t* first;
 };
 
 struct Kernels {
@@ -160,10 +171,18 @@ struct Kernels {
                         const std::uint16_t* v, float* scratch, float* partial);
   void (*attention_f32)(const AttentionTile& tile, const float* q, const float* k, const float* v,
                         float* scratch, float* partial);
+  // The same of quantised keys and values: restored to float32 they give what attention_f32 gives.
+  void (*attention_codes)(const AttentionTile& tile, const float* q, const KvCodes& codes, float* scratch,
+                          float* partial);
   // partial = partial and the positions after it.
   void (*attention_merge)(const AttentionTile& tile, const float* later, float* partial);
   // out [tokens][stride]
   void (*attention_finish)(const AttentionTile& tile, const float* partial, float* out);
+
+  // One key or value of a head to codes 0..2^bits-1, bits = 3, 4 or 8, and float16 bits of its low and high
+  // end, as quantize/kv_cache.py defines them.
+  void (*quantize_head)(const float* x, std::size_t n, std::size_t bits, std::uint8_t* codes,
+                        std::uint16_t* range);
 
   // IEEE half precision, round half to even.
   void (*to_f16)(const float* x, std::size_t n, std::uint16_t* y);

@@ -78,3 +78,37 @@ f32x16 max(f32x16 a, f32x16 b) {
   return f32x16::make(
       [&](int i) { return vbslq_f32(vcgtq_f32(a.part[i], b.part[i]), a.part[i], b.part[i]); });
 }
+
+// Sixteen words of packed codes (kv_codes.h).
+struct u32x16 {
+  uint32x4_t part[4];
+
+  template <class Function>
+  static u32x16 make(Function f) {
+    return {{f(0), f(1), f(2), f(3)}};
+  }
+  static u32x16 set1(std::uint32_t x) {
+    return make([&](int) { return vdupq_n_u32(x); });
+  }
+  static u32x16 load(const std::uint32_t* p) {
+    return make([&](int i) { return vld1q_u32(p + 4 * i); });
+  }
+  template <int Bits>
+  u32x16 right() const {
+    return make([&](int i) { return vshrq_n_u32(part[i], Bits); });
+  }
+  template <int Bits>
+  u32x16 left() const {
+    return make([&](int i) { return vshlq_n_u32(part[i], Bits); });
+  }
+  f32x16 to_float() const {
+    return f32x16::make([&](int i) { return vcvtq_f32_u32(part[i]); });
+  }
+};
+
+u32x16 operator&(u32x16 a, u32x16 b) {
+  return u32x16::make([&](int i) { return vandq_u32(a.part[i], b.part[i]); });
+}
+u32x16 operator|(u32x16 a, u32x16 b) {
+  return u32x16::make([&](int i) { return vorrq_u32(a.part[i], b.part[i]); });
+}

@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "kernels.h"
+#include "kv_codes.h"
 
 namespace bitnet {
 namespace {
@@ -123,6 +124,42 @@ f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
 }
 f32x16 max(f32x16 a, f32x16 b) {
   return f32x16::make([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+
+// Sixteen words of packed codes (kv_codes.h).
+struct u32x16 {
+  std::uint32_t lane[16];
+
+  template <class Function>
+  static u32x16 make(Function f) {
+    u32x16 r;
+    for (int i = 0; i < 16; ++i) r.lane[i] = f(i);
+    return r;
+  }
+  static u32x16 set1(std::uint32_t x) {
+    return make([&](int) { return x; });
+  }
+  static u32x16 load(const std::uint32_t* p) {
+    return make([&](int i) { return p[i]; });
+  }
+  template <int Bits>
+  u32x16 right() const {
+    return make([&](int i) { return lane[i] >> Bits; });
+  }
+  template <int Bits>
+  u32x16 left() const {
+    return make([&](int i) { return lane[i] << Bits; });
+  }
+  f32x16 to_float() const {
+    return f32x16::make([&](int i) { return static_cast<float>(lane[i]); });
+  }
+};
+
+u32x16 operator&(u32x16 a, u32x16 b) {
+  return u32x16::make([&](int i) { return a.lane[i] & b.lane[i]; });
+}
+u32x16 operator|(u32x16 a, u32x16 b) {
+  return u32x16::make([&](int i) { return a.lane[i] | b.lane[i]; });
 }
 
 #include "float_kernels.h"

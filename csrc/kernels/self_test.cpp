@@ -7,6 +7,7 @@
 #include <string>
 
 #include "kernels.h"
+#include "kv_codes.h"
 
 namespace bitnet {
 namespace {
@@ -341,7 +342,9 @@ class SelfTest {
 }  // namespace
 
 std::vector<SelfTestResult> self_test(const Kernels& candidate) {
-  return SelfTest(candidate).run();
+  std::vector<SelfTestResult> results = SelfTest(candidate).run();
+  for (SelfTestResult& result : kv_codes_self_test(candidate)) results.push_back(std::move(result));
+  return results;
 }
 
 }  // namespace bitnet

@@ -30,22 +30,24 @@ void rotate(float* heads, std::size_t count, std::size_t head_dim, const float* 
   }
 }
 
-// RoPE on the new queries and keys, and the new keys and values into their caches. A tile at a time: threads
-// do not write to the same cache lines, where positions lie side by side.
+// RoPE on the new queries and keys, and the new keys and values into their caches. A task is all that one
+// head's block of positions gets: their codes share words.
 void rotate_and_store(Context& context, const Weights& weights, std::size_t layer) {
   const Config& config = context.config;
   Workspace& space = context.workspace;
-  const std::size_t half = config.head_dim / 2, kv_size = config.key_value_size();
-  context.pool.run(context.plan.tiles.size(), [&](std::size_t index, std::size_t) {
-    const AttentionPlan::Tile& tile = context.plan.tiles[index];
-    for (std::size_t row = tile.row; row < tile.row + tile.tokens; ++row) {
+  const std::size_t half = config.head_dim / 2, heads = config.kv_heads, group = config.heads / heads;
+  context.pool.run(context.plan.runs.size() * heads, [&](std::size_t task, std::size_t) {
+    const AttentionPlan::Run& run = context.plan.runs[task / heads];
+    const std::size_t head = task % heads;
+    for (std::size_t row = run.row; row < run.row + run.tokens; ++row) {
       const Row& token = context.rows[row];
       const float* cos = weights.rope_cos.data() + token.position * half;
       const float* sin = weights.rope_sin.data() + token.position * half;
-      float *key = space.key.data() + row * kv_size, *value = space.value.data() + row * kv_size;
-      rotate(space.query.data() + row * config.query_size(), config.heads, config.head_dim, cos, sin);
-      rotate(key, config.kv_heads, config.head_dim, cos, sin);
-      token.cache->store(context.kernels, layer, token.position, key, value);
+      const std::size_t at = row * config.key_value_size() + head * config.head_dim;
+      rotate(space.query.data() + at * group, group, config.head_dim, cos, sin);
+      rotate(space.key.data() + at, 1, config.head_dim, cos, sin);
+      token.cache->store(context.kernels, layer, head, token.position, space.key.data() + at,
+                         space.value.data() + at);
     }
   });
 }
@@ -131,6 +133,10 @@ AttentionPlan::AttentionPlan(const Config& config, const std::vector<Row>& rows)
     const std::size_t tokens = row - first, segments = (position + tokens + kSegment - 1) / kSegment;
     const std::size_t tile = tiles.size(), first_segment = tile_of_segment.size();
     tiles.push_back({first, tokens, segments, first_segment});
+    if (first != 0 && rows[first - 1].cache == rows[first].cache && position % kKeyBlock != 0)
+      runs.back().tokens += tokens;
+    else
+      runs.push_back({first, tokens});
     tile_of_segment.insert(tile_of_segment.end(), segments, tile);
     most_tokens = std::max(most_tokens, tokens);
   }

@@ -28,6 +28,11 @@ struct AttentionPlan {
     std::size_t segments;       // that the last token sees, the last one perhaps partly
     std::size_t first_segment;  // among the segments of all tiles
   };
+  // The tokens of all tiles that fall into one block of one sequence.
+  struct Run {
+    std::size_t row, tokens;
+  };
+  std::vector<Run> runs;
   std::vector<Tile> tiles;
   std::vector<std::size_t> tile_of_segment;
   std::size_t most_tokens = 0;  // of a tile

@@ -6,7 +6,7 @@
 namespace bitnet {
 
 enum class Activation { relu2, silu };
-enum class CacheType { float16, float32 };
+enum class CacheType { float16, float32, int8, int4, int3 };
 enum class HeadType { full, shortlist };
 
 struct Config {

@@ -22,6 +22,7 @@ from bitnet.errors import InputError
 from bitnet.formats.checkpoint import Checkpoint, QuantizedLinear
 from bitnet.formats.tensor import Tensor
 from bitnet.generate.model import Cache
+from bitnet.quantize.kv_cache import KvType
 from bitnet.tokenizer import Tokenizer
 
 _NORMS = {
@@ -55,6 +56,11 @@ class CpuCache:
     def capacity(self) -> int:
         return self.core.capacity
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes reserved; memory is taken as positions are reached."""
+        return self.core.bytes
+
     def truncate(self, length: int) -> None:
         if not 0 <= length <= self.core.length:
             raise InputError(f"cannot truncate to {length} tokens: the cache holds {self.core.length}")
@@ -86,7 +92,7 @@ class CpuModel:
         checkpoint: Checkpoint,
         tokenizer: Tokenizer | None,
         threads: int | None = None,
-        kv_dtype: Literal["float16", "float32"] = "float16",
+        kv_dtype: KvType = "auto",
         head: Literal["auto", "full", "shortlist"] = "auto",
         isa: str | None = None,
     ) -> CpuModel:
@@ -96,7 +102,9 @@ class CpuModel:
 
         Args:
             threads: None takes BITNET_THREADS, and the number of physical cores where it is unset.
-            kv_dtype: type of the cached keys and values; float16 halves the memory and rounds them.
+            kv_dtype: type of the cached keys and values. float16 halves the memory of float32 and rounds
+                them; int8, int4 and int3 quantise them (bitnet.quantize.kv_cache). "auto" is what the
+                configuration says (`kv_bits`): float16, unless the model was made for fewer bits.
             head: "full" computes every logit exactly. "shortlist" does so with `all_logits`, and for the last
                 token computes the 64 largest exactly (so the greedy token and the top-k set up to 64 are the
                 full head's) and the others from 4-bit weights. "auto" takes it where the head has more than
@@ -113,7 +121,7 @@ class CpuModel:
             engine = _core.Engine(
                 shape=_shape(config),
                 hidden_act=config.hidden_act,
-                kv_dtype=kv_dtype,
+                kv_dtype=kv_type(kv_dtype, config),
                 head_type=head_type(head, config),
                 embedding=embedding,
                 head=output,
@@ -263,6 +271,14 @@ def _ids(ids: Sequence[int], vocab_size: int) -> NDArray[np.int32]:
     if outside.size:
         raise InputError(f"token id {outside[0]} is outside 0..{vocab_size - 1} (vocab_size)")
     return array.astype(np.int32)
+
+
+def kv_type(kv_dtype: KvType, config: ModelConfig) -> KvType:
+    """What `kv_dtype` means for a model: "auto" is float16, or the bits of its configuration."""
+    if kv_dtype != "auto":
+        return kv_dtype
+    choices: dict[int, KvType] = {16: "float16", 8: "int8", 4: "int4", 3: "int3"}
+    return choices[config.quantization.kv_bits]
 
 
 def head_type(

@@ -10,6 +10,7 @@ from bitnet.config import ModelConfig
 from bitnet.errors import ConfigError, FormatError, InputError
 from bitnet.formats.checkpoint import Checkpoint, read_checkpoint
 from bitnet.generate.model import Model
+from bitnet.quantize.kv_cache import KvType
 from bitnet.tokenizer import Tokenizer
 
 Engine = Literal["cpu", "torch"]
@@ -20,7 +21,7 @@ def load_model(
     engine: Engine = "cpu",
     threads: int | None = None,
     *,
-    kv_dtype: Literal["float16", "float32"] = "float16",
+    kv_dtype: KvType = "auto",
     head: Literal["auto", "full", "shortlist"] = "auto",
     isa: str | None = None,
 ) -> Model:
@@ -31,7 +32,8 @@ def load_model(
             embedded story model.
         engine: "cpu" (C++, fast) or "torch" (the readable reference; needs the `torch` extra).
         threads: None lets the engine decide: BITNET_THREADS, else the physical cores.
-        kv_dtype: what the cpu engine keeps keys and values in.
+        kv_dtype: what the cpu engine keeps keys and values in; "auto" follows the configuration, which most
+            often means float16. The torch engine always follows the configuration, 16 bits being float32.
         head: whether the cpu engine may take unlikely logits from 4-bit weights; see CpuModel.
         isa: forces one of the cpu engine's instruction sets, as BITNET_ISA does.
     Raises:
@@ -44,7 +46,7 @@ def load_model(
         raise InputError(f"engine is {engine!r}; known are 'cpu' and 'torch'")
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; it must be at least 1")
-    if engine != "cpu" and (isa is not None or kv_dtype != "float16" or head != "auto"):
+    if engine != "cpu" and (isa is not None or kv_dtype != "auto" or head != "auto"):
         raise InputError("isa, kv_dtype and head are options of the 'cpu' engine; leave them out")
     checkpoint = read_checkpoint(embedded_model() if path_or_id is None else path_or_id)
     tokenizer = load_tokenizer(checkpoint)

@@ -48,7 +48,7 @@ def test_cpu_is_the_default(engines):
     assert name == "CpuModel"
     assert checkpoint.config.hidden_size == 256
     assert tokenizer is None
-    assert options == {"threads": None, "kv_dtype": "float16", "head": "auto", "isa": None}
+    assert options == {"threads": None, "kv_dtype": "auto", "head": "auto", "isa": None}
 
 
 def test_options_reach_the_cpu_engine(engines):

@@ -22,11 +22,12 @@ from bitnet.benchmark.peers import Peer
 from bitnet.benchmark.report import Row
 from bitnet.benchmark.roofline import read_bandwidth, step_bytes
 from bitnet.config import ModelConfig
-from bitnet.cpu_model import CpuModel, head_type
+from bitnet.cpu_model import CpuModel, head_type, kv_type
 from bitnet.errors import InputError
 from bitnet.formats.checkpoint import read_checkpoint
 from bitnet.formats.tensor_names import count_parameters
 from bitnet.load import load_model
+from bitnet.quantize.kv_cache import KvType
 
 
 class Session:
@@ -36,7 +37,7 @@ class Session:
         InputError: BITNET_ISA names no instruction set that works here, or a case does not fit the context.
     """
 
-    def __init__(self, directory: Path, name: str, plan: Plan) -> None:
+    def __init__(self, directory: Path, name: str, plan: Plan, kv_dtype: KvType = "auto") -> None:
         self.directory, self.plan = directory, plan
         if directory.is_dir():
             self.config = ModelConfig.from_file(directory / "config.json")
@@ -48,10 +49,12 @@ class Session:
         except ValueError as error:
             raise InputError(str(error)) from None
         self.head = head_type("auto", self.config)
+        self.kv_dtype = kv_type(kv_dtype, self.config)
         self.facts: dict[str, Any] = {
             "model": name,
             "parameters": count_parameters(self.config),
             "head": self.head,
+            "kv_dtype": self.kv_dtype,
             "isa": self.isa,
             "cpu": cpu_name(),
             "physical_cores": _core.physical_cores(),
@@ -66,7 +69,7 @@ class Session:
         return (
             f"bitnet {bitnet.__version__} ({self.isa}): ternary weights in 2 bits times int8 activations, "
             f"exact in integers, one scale a token; {self.config.hidden_act} in float32; keys and values in "
-            "float16; head: "
+            f"{self.kv_dtype}; head: "
             + (
                 "bfloat16, every logit"
                 if self.head == "full"
@@ -123,6 +126,6 @@ class Session:
             yield Row(peer.name, case, tuple(samples[1]), against=tuple(samples[0]), facts=self.facts)
 
     def _load(self, threads: int) -> CpuModel:
-        model = load_model(self.directory, threads=threads)
+        model = load_model(self.directory, threads=threads, kv_dtype=self.kv_dtype)
         assert isinstance(model, CpuModel)
         return model

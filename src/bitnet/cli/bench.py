@@ -16,7 +16,6 @@ from bitnet.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bitnet.benchmark.cases import Plan
     from bitnet.benchmark.peers import Peer
     from bitnet.benchmark.report import Row
     from bitnet.benchmark.session import Session
@@ -49,6 +48,7 @@ def bench(
         str, typer.Option("--depth", "-d", metavar=_LIST, help="Tokens in the cache before the clock starts.")
     ] = "0",
     model: options.Model = None,
+    kv_dtype: options.KvDtype = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a row.")] = False,
     plot: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw the rows (needs the extra `bench`).")
@@ -73,6 +73,7 @@ def bench(
     from bitnet.benchmark.cases import Plan
     from bitnet.benchmark.report import plot as draw
     from bitnet.benchmark.report import require_plot
+    from bitnet.benchmark.session import Session
     from bitnet.formats.hub import resolve
     from bitnet.load import embedded_model
 
@@ -87,7 +88,8 @@ def bench(
         repetitions=repetitions,
     )
     directory = embedded_model() if model is None else resolve(model)
-    rows = _run(directory, model or "stories", plan, against, gguf, as_json)
+    session = Session(directory, model or "stories", plan, kv_dtype)
+    rows = _run(session, against, gguf, as_json)
     if plot is not None:
         draw(rows, plot)
 
@@ -107,18 +109,14 @@ def _default_threads() -> int:
     return thread_count()
 
 
-def _run(
-    directory: Path, name: str, plan: Plan, against: str | None, gguf: Path | None, as_json: bool
-) -> list[Row]:
+def _run(session: Session, against: str | None, gguf: Path | None, as_json: bool) -> list[Row]:
     from rich.console import Console
 
     from bitnet.benchmark.peers import find_peer
-    from bitnet.benchmark.session import Session
 
     notes = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-    session = Session(directory, name, plan)
     # found first: a peer that is missing should not cost a measurement
-    peer = find_peer(against, directory, gguf) if against is not None else None
+    peer = find_peer(against, session.directory, gguf) if against is not None else None
     with closing(peer) if peer is not None else nullcontext():
         _check_parity(session, notes)
         if peer is not None:
@@ -167,7 +165,10 @@ def _print_comparison(notes: Console, session: Session, peer: Peer) -> None:
 def _print_machine(session: Session) -> None:
     facts: dict[str, Any] = session.facts
     source = f" ({facts['commit']})" if facts["commit"] else ""
-    print(f"{facts['model']}: {facts['parameters']:,} parameters, {facts['head']} head")
+    print(
+        f"{facts['model']}: {facts['parameters']:,} parameters, {facts['head']} head, keys and values in "
+        f"{facts['kv_dtype']}"
+    )
     print(
         f"{facts['cpu']}, {facts['physical_cores']} cores, {facts['isa']}; bitnet {facts['version']}{source}"
     )

@@ -30,6 +30,7 @@ def chat(
     model: options.Model = None,
     engine: options.Engine = "cpu",
     threads: options.Threads = None,
+    kv_dtype: options.KvDtype = "auto",
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
     top_p: options.TopP = None,
@@ -47,7 +48,7 @@ def chat(
     from bitnet.load import embedded_model, load_model
 
     directory = embedded_model() if model is None else resolve(model)
-    loaded = load_model(directory, engine, threads)
+    loaded = load_model(directory, engine, threads, kv_dtype=kv_dtype)
     params = sampling_params(
         directory,
         # An answer ends where the model ends it; only the context sets a limit.

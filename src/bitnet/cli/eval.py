@@ -39,6 +39,7 @@ def eval(  # the verb's name; nothing here needs Python's own
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     engine: options.Engine = "cpu",
     threads: options.Threads = None,
+    kv_dtype: options.KvDtype = "auto",
 ) -> None:
     """Measure a model: multiple choice by likelihood, and perplexity.
 
@@ -49,7 +50,7 @@ def eval(  # the verb's name; nothing here needs Python's own
     from bitnet.load import load_model
 
     wanted = parse_tasks(tasks, limit)
-    loaded = load_model(model, engine, threads)
+    loaded = load_model(model, engine, threads, kv_dtype=kv_dtype)
     results = []
     for task in wanted:
         with _progress(task) as show:

@@ -32,6 +32,7 @@ def generate(
     model: options.Model = None,
     engine: options.Engine = "cpu",
     threads: options.Threads = None,
+    kv_dtype: options.KvDtype = "auto",
     ctx_size: options.ContextSize = None,
     temperature: options.Temperature = None,
     top_k: options.TopK = None,
@@ -63,7 +64,7 @@ def generate(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    loaded = load_model(directory, engine, threads)
+    loaded = load_model(directory, engine, threads, kv_dtype=kv_dtype)
     answer = _begin(loaded, start, params, ctx_size)
     if echo and isinstance(start, str):
         write(start)

@@ -35,6 +35,13 @@ Threads = Annotated[
         help="Default: BITNET_THREADS, else the physical cores.",
     ),
 ]
+KvDtype = Annotated[
+    Literal["auto", "float16", "float32", "int8", "int4", "int3"],
+    typer.Option(
+        rich_help_panel=_MODEL,
+        help="How the cpu engine keeps keys and values; auto is float16, or what the model was made for.",
+    ),
+]
 ContextSize = Annotated[
     int | None,
     typer.Option(

@@ -100,8 +100,8 @@ def test_threads(golden, monkeypatch):
 
 
 def test_unknown_kv_dtype(golden):
-    with pytest.raises(InputError, match="kv_dtype is 'int3'"):
-        bitnet.load_model(golden / "packed_offline", kv_dtype="int3")
+    with pytest.raises(InputError, match="kv_dtype is 'int2'; use auto, float16"):
+        bitnet.load_model(golden / "packed_offline", kv_dtype="int2")
 
 
 def test_callers_from_several_threads_get_their_own_results(model):
