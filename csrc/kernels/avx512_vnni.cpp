@@ -226,50 +226,99 @@ void nibble_row(const std::uint8_t* row, std::size_t columns, const std::int8_t*
 
 #include "nibble_gemm.h"
 
-// One row of signs times `Tokens` activations: a block's 16 bytes stand in each quarter of a register, and
-// each quarter has a mask of its own, bits 0 to 3 for the first 64 weights and 4 to 7 for the others. What
-// is not masked out stays where it is, times 1 to 128; so a token costs an instruction for 64 weights, where
-// mask registers and masked loads take two. Two more sums hide the latency of vpdpbusd for one token.
-template <std::size_t Tokens>
-void sign_row(const std::uint8_t* row, std::size_t columns, const std::int8_t* x, const std::int32_t* x_sums,
-              std::int32_t* y, std::size_t y_stride) {
-  constexpr std::size_t kSums = Tokens == 1 ? 2 : 1;
-  const __m512i low =
+// A block's 16 bytes of signs stand in each quarter of a register, and each quarter has a mask of its own,
+// bits 0 to 3 for the first 64 weights and 4 to 7 for the others. What is not masked out stays where it is,
+// times 1 to 128; so a token costs one instruction for 64 weights, where mask registers and masked loads take
+// two.
+struct SignMasks {
+  __m512i low =
       _mm512_setr_epi64(0x0101010101010101, 0x0101010101010101, 0x0202020202020202, 0x0202020202020202,
                         0x0404040404040404, 0x0404040404040404, 0x0808080808080808, 0x0808080808080808);
-  const __m512i high = _mm512_slli_epi64(low, 4);
-  __m512i sums[Tokens][kSums][2];
-  for (auto& token : sums)
-    for (auto& pair : token) pair[0] = pair[1] = _mm512_setzero_si512();
-  const auto add = [&](std::size_t block, std::size_t i) {
-    const auto* address = reinterpret_cast<const __m128i*>(row + block * kSignBlockBytes);
-    const __m512i packed = _mm512_broadcast_i32x4(_mm_loadu_si128(address));
-    const __m512i first = _mm512_and_si512(packed, low), second = _mm512_and_si512(packed, high);
+  __m512i high = _mm512_slli_epi64(low, 4);
+
+  Codes unpack(const std::uint8_t* block) const {
+    const __m512i packed = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(block)));
+    return {_mm512_and_si512(packed, low), _mm512_and_si512(packed, high)};
+  }
+};
+
+// The sum of what the bits pick, from sums of the first and the second 64 weights of blocks.
+std::int32_t sum_of_picked(__m512i first, __m512i second) {
+  const __m512i shifts = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+  const __m512i sum = _mm512_add_epi32(first, _mm512_srai_epi32(second, 4));
+  return _mm512_reduce_add_epi32(_mm512_srav_epi32(sum, shifts));
+}
+
+template <std::size_t Rows, std::size_t Tokens>
+void sign_tile(const std::uint8_t* weights, std::size_t columns, const std::int8_t* x,
+               const std::int32_t* x_sums, std::int32_t* y, std::size_t y_stride) {
+  const SignMasks masks;
+  const std::size_t row_bytes = columns / 8;
+  __m512i first[Rows][Tokens], second[Rows][Tokens];
+  for (std::size_t r = 0; r < Rows; ++r)
+    for (std::size_t t = 0; t < Tokens; ++t) first[r][t] = second[r][t] = _mm512_setzero_si512();
+  for (std::size_t block = 0; block < columns / kBlockWeights; ++block) {
+    Codes codes[Rows];
+    for (std::size_t r = 0; r < Rows; ++r) {
+      const std::uint8_t* address = weights + r * row_bytes + block * kSignBlockBytes;
+      _mm_prefetch(reinterpret_cast<const char*>(address + kAhead), _MM_HINT_T1);
+      codes[r] = masks.unpack(address);
+    }
     for (std::size_t t = 0; t < Tokens; ++t) {
       const std::int8_t* token = x + t * columns + block * kBlockWeights;
-      sums[t][i][0] = _mm512_dpbusd_epi32(sums[t][i][0], first, _mm512_loadu_si512(token));
-      sums[t][i][1] = _mm512_dpbusd_epi32(sums[t][i][1], second, _mm512_loadu_si512(token + 64));
+      const __m512i x0 = _mm512_loadu_si512(token), x1 = _mm512_loadu_si512(token + 64);
+      for (std::size_t r = 0; r < Rows; ++r) {
+        first[r][t] = _mm512_dpbusd_epi32(first[r][t], codes[r].first, x0);
+        second[r][t] = _mm512_dpbusd_epi32(second[r][t], codes[r].second, x1);
+      }
     }
+  }
+  for (std::size_t r = 0; r < Rows; ++r)
+    for (std::size_t t = 0; t < Tokens; ++t)
+      y[t * y_stride + r] = 2 * sum_of_picked(first[r][t], second[r][t]) - x_sums[t];
+}
+
+// One row times one token, as row_dot.
+std::int32_t sign_row_dot(const std::uint8_t* row, std::size_t columns, const std::int8_t* x) {
+  const SignMasks masks;
+  __m512i first[2], second[2];
+  for (std::size_t i = 0; i < 2; ++i) first[i] = second[i] = _mm512_setzero_si512();
+  const auto add = [&](std::size_t block, __m512i& to_first, __m512i& to_second) {
+    const Codes codes = masks.unpack(row + block * kSignBlockBytes);
+    const std::int8_t* token = x + block * kBlockWeights;
+    to_first = _mm512_dpbusd_epi32(to_first, codes.first, _mm512_loadu_si512(token));
+    to_second = _mm512_dpbusd_epi32(to_second, codes.second, _mm512_loadu_si512(token + 64));
   };
   const std::size_t blocks = columns / kBlockWeights;
   std::size_t block = 0;
   for (; block + 2 <= blocks; block += 2) {
     _mm_prefetch(reinterpret_cast<const char*>(row + block * kSignBlockBytes + kAhead), _MM_HINT_T1);
-    add(block, 0);
-    add(block + 1, kSums - 1);
+    add(block, first[0], second[0]);
+    add(block + 1, first[1], second[1]);
   }
-  if (block < blocks) add(block, 0);
-  const __m512i shifts = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-  for (std::size_t t = 0; t < Tokens; ++t) {
-    for (std::size_t i = 1; i < kSums; ++i)
-      for (std::size_t part = 0; part < 2; ++part)
-        sums[t][0][part] = _mm512_add_epi32(sums[t][0][part], sums[t][i][part]);
-    const __m512i sum = _mm512_add_epi32(sums[t][0][0], _mm512_srai_epi32(sums[t][0][1], 4));
-    y[t * y_stride] = 2 * _mm512_reduce_add_epi32(_mm512_srav_epi32(sum, shifts)) - x_sums[t];
-  }
+  if (block < blocks) add(block, first[0], second[0]);
+  return sum_of_picked(_mm512_add_epi32(first[0], first[1]), _mm512_add_epi32(second[0], second[1]));
 }
 
-#include "sign_gemm.h"
+// 4 rows by 2 tokens fill 16 sums and 8 registers of masked bytes; the loads of a token serve four rows and
+// the masking of a row two tokens.
+void sign_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
+               const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y, std::size_t y_stride) {
+  const std::size_t row_bytes = columns / 8;
+  std::size_t t = 0;
+  for (; t + 2 <= tokens; t += 2) {
+    std::size_t n = 0;
+    for (; n + 4 <= rows; n += 4)
+      sign_tile<4, 2>(weights + n * row_bytes, columns, x + t * columns, x_sums + t, y + t * y_stride + n,
+                      y_stride);
+    for (; n < rows; ++n)
+      sign_tile<1, 2>(weights + n * row_bytes, columns, x + t * columns, x_sums + t, y + t * y_stride + n,
+                      y_stride);
+  }
+  if (t == tokens) return;
+  for (std::size_t n = 0; n < rows; ++n)
+    y[t * y_stride + n] = 2 * sign_row_dot(weights + n * row_bytes, columns, x + t * columns) - x_sums[t];
+}
 
 void ternary_rows(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,
                   std::size_t columns, const std::int8_t* x, std::int32_t x_sum, std::int32_t* y) {
@@ -330,13 +379,17 @@ void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t
 
 #include "table_gemm.h"
 
+#include "sign_table_gemm.h"
+
 // A Zen 4 core, 1280 rows of 2560: ternary_gemm 180-190 GMAC/s, tables 190 for 16 tokens and 235-245 for 32:
 // equal at 25 tokens of 32.
 constexpr std::size_t kFewestMany = 26;
+// Signs: sign_gemm 160 GMAC/s, tables 170 for 11 tokens, 250 for 16 and 326 for 32.
+constexpr std::size_t kFewestSigns = 11;
 
 constexpr Kernels avx512_vnni_table =
     with_float_kernels({"avx512_vnni", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm,
-                        ternary_gemm_many, kFewestMany});
+                        ternary_gemm_many, kFewestMany, sign_gemm_many, kFewestSigns});
 
 }  // namespace
 

@@ -191,6 +191,8 @@ struct IntegerKernels {
   decltype(Kernels::sign_gemm) sign_gemm;
   decltype(Kernels::ternary_gemm_many) ternary_gemm_many = nullptr;
   std::size_t fewest_many = 0;
+  decltype(Kernels::sign_gemm_many) sign_gemm_many = nullptr;
+  std::size_t fewest_signs = 0;
 };
 
 constexpr Kernels with_float_kernels(IntegerKernels own) {
@@ -199,6 +201,8 @@ constexpr Kernels with_float_kernels(IntegerKernels own) {
   table.ternary_gemm = own.ternary_gemm;
   table.ternary_gemm_many = own.ternary_gemm_many;
   table.fewest_many = own.fewest_many;
+  table.sign_gemm_many = own.sign_gemm_many;
+  table.fewest_signs = own.fewest_signs;
   table.ternary_rows = own.ternary_rows;
   table.ternary_columns = own.ternary_columns;
   table.nibble_gemm = own.nibble_gemm;

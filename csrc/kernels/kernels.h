@@ -141,6 +141,13 @@ struct Kernels {
   void (*sign_gemm)(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
                     const std::int32_t* x_sums, std::size_t tokens, std::int32_t* y, std::size_t y_stride);
 
+  // The same for many rows and tokens at a time, as ternary_gemm_many is to ternary_gemm, with its limits and
+  // scratch; the faster one for calls of at least `fewest_signs` tokens.
+  void (*sign_gemm_many)(const std::uint8_t* weights, std::size_t rows, std::size_t columns,
+                         const std::int8_t* x, std::size_t tokens, void* scratch, std::int32_t* y,
+                         std::size_t y_stride);
+  std::size_t fewest_signs;
+
   // scale = 127 / max(max|x|, 1e-5); codes = clamp(round_half_even(x * scale), -128, 127); codes[n..padded)
   // = 0; sum = sum of codes. An input that is not finite gives scale NaN and zero codes, so the NaN
   // reaches the logits instead of turning into plausible integers.

@@ -23,7 +23,8 @@ class SelfTest {
     gemm("ternary_gemm", &Kernels::ternary_gemm, 4, 3);
     gemm("nibble_gemm", &Kernels::nibble_gemm, 2, 16);
     gemm("sign_gemm", &Kernels::sign_gemm, 8, 2);
-    many_tokens();
+    many_tokens("ternary_gemm_many", &Kernels::ternary_gemm_many, &Kernels::ternary_gemm, 4, 3);
+    many_tokens("sign_gemm_many", &Kernels::sign_gemm_many, &Kernels::sign_gemm, 8, 2);
     rows_and_columns();
     quantize();
     rms_norm();
@@ -95,38 +96,44 @@ class SelfTest {
     finish(name);
   }
 
-  void many_tokens() {
-    if (candidate_.ternary_gemm_many == nullptr) return;
+  using GemmMany = decltype(Kernels::ternary_gemm_many);
+
+  // A table kernel against its plain one; `codes_a_byte` codes below `levels` a byte.
+  void many_tokens(const char* name, GemmMany Kernels::* kernel, Gemm Kernels::* plain, unsigned codes_a_byte,
+                   unsigned levels) {
+    if (candidate_.*kernel == nullptr) return;
+    const auto byte_of = [&](auto code) {
+      unsigned byte = 0;
+      for (unsigned i = 0; i < codes_a_byte; ++i) byte |= code() << (8 / codes_a_byte * i);
+      return static_cast<std::uint8_t>(byte);
+    };
     // 256 columns make a fold of int16 sums, 128 half of one; 8 rows and 8 tokens a square of the output.
     for (std::size_t columns : {128, 256, 384, 2048}) {
       for (std::size_t tokens : {1, 7, 16, 17, 31, 32}) {
-        const std::size_t rows = 21, stride = 23, row_bytes = columns / 4;
+        const std::size_t rows = 21, stride = 23, row_bytes = columns / codes_a_byte;
         std::vector<std::uint8_t> weights(rows * row_bytes);
-        for (auto& byte : weights)
-          byte = static_cast<std::uint8_t>(random_() % 3 | random_() % 3 << 2 | random_() % 3 << 4 |
-                                           random_() % 3 << 6);
+        for (auto& byte : weights) byte = byte_of([&] { return static_cast<unsigned>(random_() % levels); });
         std::vector<std::int8_t> x(tokens * columns);
         for (auto& value : x) value = static_cast<std::int8_t>(random_() % 255 - 127);
         // All +1, then all -1, against all 127: the largest sums.
-        std::fill_n(weights.begin(), row_bytes, std::uint8_t{0xaa});
+        std::fill_n(weights.begin(), row_bytes, byte_of([&] { return levels - 1; }));
         std::fill_n(weights.begin() + static_cast<std::ptrdiff_t>(row_bytes), row_bytes, std::uint8_t{0});
         std::fill_n(x.begin(), columns, std::int8_t{127});
         std::vector<std::int32_t> sums(tokens, 0);
         for (std::size_t t = 0; t < tokens; ++t)
           for (std::size_t k = 0; k < columns; ++k) sums[t] += x[t * columns + k];
         std::vector<std::int32_t> expected(tokens * stride, -7), found(tokens * stride, -7);
-        scalar_kernels.ternary_gemm(weights.data(), rows, columns, x.data(), sums.data(), tokens,
-                                    expected.data(), stride);
+        (scalar_kernels.*plain)(weights.data(), rows, columns, x.data(), sums.data(), tokens, expected.data(),
+                                stride);
         std::vector<std::uint8_t> memory(table_scratch_bytes(rows) + 64, 0x5a);
         std::size_t room = memory.size();
         void* scratch = memory.data();
         std::align(64, table_scratch_bytes(rows), scratch, room);
-        candidate_.ternary_gemm_many(weights.data(), rows, columns, x.data(), tokens, scratch, found.data(),
-                                     stride);
+        (candidate_.*kernel)(weights.data(), rows, columns, x.data(), tokens, scratch, found.data(), stride);
         compare(std::to_string(columns) + " columns, " + std::to_string(tokens) + " tokens", expected, found);
       }
     }
-    finish("ternary_gemm_many");
+    finish(name);
   }
 
   void rows_and_columns() {

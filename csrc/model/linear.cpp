@@ -131,23 +131,35 @@ constexpr std::size_t thread_scratch_bytes(std::size_t rows) {
   return (table_scratch_bytes(rows) + 63) / 64 * 64 + kTableTokens * sums_stride(rows) * sizeof(std::int32_t);
 }
 
+// The kernel that goes through tables, null where there is none, and from how many tokens on.
+struct ManyTokens {
+  decltype(Kernels::ternary_gemm_many) gemm;
+  std::size_t fewest;
+};
+
+ManyTokens many_tokens(const Kernels& kernels, const LinearRecipe& recipe) {
+  if (recipe.weights == WeightKind::binary) return {kernels.sign_gemm_many, kernels.fewest_signs};
+  return {kernels.ternary_gemm_many, kernels.fewest_many};
+}
+
 void run_table_tile(const Kernels& kernels, const Tile& tile, const QuantizedRows& x, std::uint8_t* scratch) {
   const std::size_t stride = sums_stride(tile.rows);
   auto* sums = reinterpret_cast<std::int32_t*>(scratch + (table_scratch_bytes(tile.rows) + 63) / 64 * 64);
-  kernels.ternary_gemm_many(tile.output->linear->weights.data() + tile.first_row * (x.columns / 4), tile.rows,
-                            x.columns, x.codes.data() + tile.first_token * x.columns, tile.tokens, scratch,
-                            sums, stride);
+  const Linear& linear = *tile.output->linear;
+  many_tokens(kernels, linear.recipe)
+      .gemm(linear.weights.data() + tile.first_row * linear.row_bytes(), tile.rows, x.columns,
+            x.codes.data() + tile.first_token * x.columns, tile.tokens, scratch, sums, stride);
   write_tile(kernels, tile, x.scales.data(), sums, stride);
 }
 
 // How many of the tokens go through tables: whole blocks, and a rest that is large enough. The layers of a
-// call are of one kind; tables serve ternary weights, and tiles of column groups would need more scratch.
+// call are of one kind. Column groups do without, for their tiles would need more scratch.
 std::size_t table_tokens(const Kernels& kernels, std::size_t tokens, std::size_t rows,
                          const LinearRecipe& recipe) {
-  if (kernels.ternary_gemm_many == nullptr || rows < kFewestTableRows) return 0;
-  if (recipe.weights != WeightKind::ternary || recipe.column_groups > 1) return 0;
+  const ManyTokens many = many_tokens(kernels, recipe);
+  if (many.gemm == nullptr || rows < kFewestTableRows || recipe.column_groups > 1) return 0;
   const std::size_t rest = tokens % kTableTokens;
-  return rest < kernels.fewest_many ? tokens - rest : tokens;
+  return rest < many.fewest ? tokens - rest : tokens;
 }
 
 }  // namespace
