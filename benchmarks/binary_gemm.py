@@ -4,9 +4,11 @@
     BITNET_ISA=avx2 python benchmarks/binary_gemm.py -t 2 --json
 
 All in turn (A B C A B C ...) in one process with the same number of threads; medians, and ratios of each to
-the float32 product of the same round. Weights are packed before. Packing the activations (float32 to signs,
-int8 codes to bit planes) is part of a product's time and also shown apart. Every result is compared with the
-exact one first.
+the float32 product of the same round. A sample is as many products as take 50 ms, after a pause and a product
+that is not timed: for some 100 ms OpenBLAS's threads spin on and would take a core from what comes next.
+
+Weights are packed before. Packing the activations (float32 to signs, int8 codes to bit planes) is part of a
+product's time and also shown apart. Every result is compared with the exact one first.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SGEMM = "float32 (OpenBLAS)"
+PAUSE = 0.2  # seconds
+SAMPLE = 0.05  # seconds
 
 
 @dataclass
@@ -60,18 +64,31 @@ def main(
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for _ in range(repetitions):
         for name, case in cases.items():
-            start = time.perf_counter()
-            packed = case.pack()
-            middle = time.perf_counter()
-            case.multiply(packed)
-            end = time.perf_counter()
-            packing[name].append(middle - start)
-            seconds[name].append(end - start)
+            pack_time, time_of_all = sample(case)
+            packing[name].append(pack_time)
+            seconds[name].append(time_of_all)
     result = summarise(rows, columns, tokens, threads, packing, seconds)
     if as_json:
         print(json.dumps(result))
     else:
         print_table(result)
+
+
+def sample(case: Case) -> tuple[float, float]:
+    """Seconds of one product's packing, and of the whole product: means over SAMPLE seconds."""
+    time.sleep(PAUSE)
+    case.multiply(case.pack())
+    pack_time = total = 0.0
+    calls = 0
+    while total < SAMPLE:
+        start = time.perf_counter()
+        packed = case.pack()
+        middle = time.perf_counter()
+        case.multiply(packed)
+        pack_time += middle - start
+        total += time.perf_counter() - start
+        calls += 1
+    return pack_time / calls, total / calls
 
 
 def make_cases(rows: int, columns: int, tokens: int, threads: int) -> dict[str, Case]:
@@ -183,7 +200,7 @@ def print_table(result: dict[str, Any]) -> None:
             f"{ratio:.1f}",
             f"{low:.1f} – {high:.1f}",
         )
-    console = Console()
+    console = Console(width=110)
     console.print(
         f"{result['rows']} rows × {result['columns']} columns × {result['tokens']} tokens, "
         f"{result['threads']} threads, {result['isa']} ({result['binary_isa']}), {result['cpu']}"

@@ -5,7 +5,6 @@
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 
-#include <atomic>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -124,37 +123,30 @@ nb::ndarray<nb::numpy, std::int32_t> multiply_int8(const PooledMatrix& self, con
   });
 }
 
-nb::ndarray<nb::numpy, std::uint8_t> pack_signs(const Floats& x, BitPool& pool) {
+nb::ndarray<nb::numpy, std::uint8_t> pack_sign_rows(const Floats& x, BitPool& pool) {
   const std::size_t tokens = x.shape(0), columns = x.shape(1), bytes = (columns + 7) / 8;
   const float* from = x.data();
   std::unique_ptr<std::uint8_t[]> bits(new std::uint8_t[tokens * bytes]);
-  std::atomic<bool> numbers{true};
+  bool numbers = false;
   {
     const nb::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(pool.mutex);
-    pool.threads.run(tokens, [&](std::size_t token, std::size_t) {
-      if (!pool.kernels.pack_signs(from + token * columns, columns, bits.get() + token * bytes))
-        numbers = false;
-    });
+    numbers = pack_signs(pool.kernels, pool.threads, from, tokens, columns, bits.get());
   }
   require(numbers, "x holds NaN");
   return new_array(std::move(bits), {tokens, bytes});
 }
 
-nb::ndarray<nb::numpy, std::uint8_t> pack_planes(const Codes& codes, std::size_t planes, BitPool& pool) {
+nb::ndarray<nb::numpy, std::uint8_t> pack_plane_rows(const Codes& codes, std::size_t planes, BitPool& pool) {
   require(planes >= 1 && planes <= kMostPlanes, "planes must be in 1..8");
   const std::size_t tokens = codes.shape(0), columns = codes.shape(1), bytes = (columns + 7) / 8;
   const std::int8_t* from = codes.data();
   std::unique_ptr<std::uint8_t[]> bits(new std::uint8_t[tokens * planes * bytes]);
-  std::atomic<bool> fit{true};
+  bool fit = false;
   {
     const nb::gil_scoped_release release;
     const std::lock_guard<std::mutex> lock(pool.mutex);
-    pool.threads.run(tokens, [&](std::size_t token, std::size_t) {
-      if (!pool.kernels.pack_planes(from + token * columns, columns, planes,
-                                    bits.get() + token * planes * bytes))
-        fit = false;
-    });
+    fit = pack_planes(pool.kernels, pool.threads, from, tokens, columns, planes, bits.get());
   }
   require(fit, "a code needs more bits than there are planes");
   return new_array(std::move(bits), {tokens, planes, bytes});
@@ -173,8 +165,8 @@ void bind_binary(nb::module_& m) {
       .def("multiply_signs", &multiply_signs, "x"_a.noconvert())
       .def("multiply_planes", &multiply_planes, "x"_a.noconvert())
       .def("multiply_int8", &multiply_int8, "x"_a.noconvert());
-  m.def("pack_signs", &pack_signs, "x"_a.noconvert(), "pool"_a);
-  m.def("pack_planes", &pack_planes, "codes"_a.noconvert(), "planes"_a, "pool"_a);
+  m.def("pack_signs", &pack_sign_rows, "x"_a.noconvert(), "pool"_a);
+  m.def("pack_planes", &pack_plane_rows, "codes"_a.noconvert(), "planes"_a, "pool"_a);
 }
 
 }  // namespace bitnet

@@ -8,8 +8,8 @@
 namespace bitnet {
 namespace {
 
-// One task: 64 planes of 2560 columns are 20 KB, which stay in L1 beside a group's 5 KB; 8 groups (40 KB, or
-// 80 ternary) come from L2 for the next tokens and leave enough tasks to balance.
+// One task: 128 rows of 2560 columns are 40 KB (80 ternary), which stay in L2 over the planes; 64 planes
+// amortise taking a task and leave enough of them to balance.
 constexpr std::size_t kTaskPlanes = 64;
 constexpr std::size_t kTaskRows = 8 * kGroupRows;
 // Rows of a task of the table kernel: building tables costs little from a few hundred on, and 1280 rows'
@@ -23,18 +23,46 @@ std::int32_t popcount(std::uint32_t bits) {
   return static_cast<std::int32_t>((((bits + (bits >> 4)) & 0x0f0f0f0fu) * 0x01010101u) >> 24);
 }
 
-// Word k of a row of bits, little-endian bytes on every machine; 0 beyond the last column.
-std::uint32_t read_word(const std::uint8_t* bits, std::size_t columns, std::size_t k) {
-  const std::size_t first = k * kWordColumns;
-  if (first >= columns) return 0;
-  const std::size_t count = std::min(kWordColumns, columns - first);
-  std::uint32_t word = 0;
-  for (std::size_t byte = 0; byte < (count + 7) / 8; ++byte)
-    word |= static_cast<std::uint32_t>(bits[first / 8 + byte]) << (8 * byte);
-  return count == kWordColumns ? word : word & ((1u << count) - 1u);
+// A row of bits as words (both low bit and low byte first); 0 beyond the last column.
+void read_row(const std::uint8_t* bits, std::size_t columns, std::size_t words, std::uint32_t* out) {
+  const std::size_t bytes = columns / 8, rest = columns % 8;
+  auto* to = reinterpret_cast<std::uint8_t*>(out);
+  std::memcpy(to, bits, bytes);
+  std::memset(to + bytes, 0, words * sizeof(out[0]) - bytes);
+  if (rest != 0) to[bytes] = static_cast<std::uint8_t>(bits[bytes] & ((1u << rest) - 1u));
+}
+
+// Tasks of 16 tokens: one is copied or packed in less than the threads' quarrel over it would take.
+template <class Function>
+void run_tokens(ThreadPool& pool, std::size_t tokens, Function f) {
+  constexpr std::size_t kTogether = 16;
+  pool.run((tokens + kTogether - 1) / kTogether, [&](std::size_t task, std::size_t) {
+    for (std::size_t token = task * kTogether; token < std::min((task + 1) * kTogether, tokens); ++token)
+      f(token);
+  });
 }
 
 }  // namespace
+
+bool pack_signs(const BinaryKernels& kernels, ThreadPool& pool, const float* x, std::size_t tokens,
+                std::size_t columns, std::uint8_t* bits) {
+  const std::size_t bytes = (columns + 7) / 8;
+  std::atomic<bool> numbers{true};
+  run_tokens(pool, tokens, [&](std::size_t token) {
+    if (!kernels.pack_signs(x + token * columns, columns, bits + token * bytes)) numbers = false;
+  });
+  return numbers;
+}
+
+bool pack_planes(const BinaryKernels& kernels, ThreadPool& pool, const std::int8_t* codes, std::size_t tokens,
+                 std::size_t columns, std::size_t planes, std::uint8_t* bits) {
+  const std::size_t bytes = planes * ((columns + 7) / 8);
+  std::atomic<bool> fit{true};
+  run_tokens(pool, tokens, [&](std::size_t token) {
+    if (!kernels.pack_planes(codes + token * columns, columns, planes, bits + token * bytes)) fit = false;
+  });
+  return fit;
+}
 
 BitMatrix::BitMatrix(std::size_t rows, std::size_t columns, bool ternary)
     : rows_(rows),
@@ -43,30 +71,28 @@ BitMatrix::BitMatrix(std::size_t rows, std::size_t columns, bool ternary)
       ternary_(ternary),
       weights_(padded_rows(rows) * words_ * (ternary ? 2 : 1)),
       nonzero_(padded_rows(rows)),
-      minus_plus_(padded_rows(rows)) {
-  std::fill_n(nonzero_.data(), nonzero_.size(), 0);
-  std::fill_n(minus_plus_.data(), minus_plus_.size(), 0);
-}
+      minus_plus_(padded_rows(rows)) {}
 
 BitMatrix BitMatrix::binary(const std::uint8_t* bits, std::size_t rows, std::size_t columns,
                             ThreadPool& pool) {
   BitMatrix matrix(rows, columns, false);
   const std::size_t words = matrix.words_, row_bytes = (columns + 7) / 8;
-  pool.run(padded_rows(rows) / kGroupRows, [&](std::size_t group, std::size_t) {
+  Buffer<std::uint32_t> scratch(pool.threads() * words);
+  pool.run(padded_rows(rows) / kGroupRows, [&](std::size_t group, std::size_t thread) {
+    std::uint32_t* row_words = scratch.data() + thread * words;
     for (std::size_t lane = 0; lane < kGroupRows; ++lane) {
       const std::size_t row = group * kGroupRows + lane;
+      if (row < rows)
+        read_row(bits + row * row_bytes, columns, words, row_words);
+      else
+        std::fill_n(row_words, words, 0u);
       std::uint32_t* out = matrix.weights_.data() + group * words * kGroupRows + lane;
       std::int32_t ones = 0;
-      for (std::size_t k = 0; k < words; k += 2) {
-        const std::uint8_t* from = bits + row * row_bytes;
-        const std::uint32_t first = row < rows ? read_word(from, columns, k) : 0;
-        const std::uint32_t second = row < rows ? read_word(from, columns, k + 1) : 0;
-        out[k * kGroupRows] = first ^ second;
-        out[(k + 1) * kGroupRows] = second;
-        ones += popcount(first) + popcount(second);
+      for (std::size_t k = 0; k < words; ++k) {
+        out[k * kGroupRows] = k % 2 == 0 ? row_words[k] ^ row_words[k + 1] : row_words[k];
+        ones += popcount(row_words[k]);
       }
-      if (row >= rows) continue;
-      matrix.nonzero_.data()[row] = static_cast<std::int32_t>(columns);
+      matrix.nonzero_.data()[row] = row < rows ? static_cast<std::int32_t>(columns) : 0;
       matrix.minus_plus_.data()[row] = -ones;
     }
   });
@@ -78,19 +104,26 @@ BitMatrix BitMatrix::ternary(const std::uint8_t* plus, const std::uint8_t* minus
   BitMatrix matrix(rows, columns, true);
   const std::size_t words = matrix.words_, row_bytes = (columns + 7) / 8;
   std::atomic<bool> both{false};
-  pool.run(padded_rows(rows) / kGroupRows, [&](std::size_t group, std::size_t) {
+  Buffer<std::uint32_t> scratch(pool.threads() * 2 * words);
+  pool.run(padded_rows(rows) / kGroupRows, [&](std::size_t group, std::size_t thread) {
+    std::uint32_t *p = scratch.data() + thread * 2 * words, *n = p + words;
     for (std::size_t lane = 0; lane < kGroupRows; ++lane) {
       const std::size_t row = group * kGroupRows + lane;
+      if (row < rows) {
+        read_row(plus + row * row_bytes, columns, words, p);
+        read_row(minus + row * row_bytes, columns, words, n);
+      } else {
+        std::fill_n(p, words, 0u);
+        std::fill_n(n, words, 0u);
+      }
       std::uint32_t* out = matrix.weights_.data() + group * words * 2 * kGroupRows + lane;
       std::int32_t positive = 0, nonzero = 0;
       for (std::size_t k = 0; k < words; ++k) {
-        const std::uint32_t p = row < rows ? read_word(plus + row * row_bytes, columns, k) : 0;
-        const std::uint32_t n = row < rows ? read_word(minus + row * row_bytes, columns, k) : 0;
-        if ((p & n) != 0) both = true;
-        out[2 * k * kGroupRows] = p | n;
-        out[(2 * k + 1) * kGroupRows] = p;
-        positive += popcount(p);
-        nonzero += popcount(p | n);
+        if ((p[k] & n[k]) != 0) both = true;
+        out[2 * k * kGroupRows] = p[k] | n[k];
+        out[(2 * k + 1) * kGroupRows] = p[k];
+        positive += popcount(p[k]);
+        nonzero += popcount(p[k] | n[k]);
       }
       matrix.nonzero_.data()[row] = nonzero;
       matrix.minus_plus_.data()[row] = -positive;
@@ -120,10 +153,10 @@ void BitMatrix::multiply(const BinaryKernels& kernels, ThreadPool& pool, BitScra
                          const std::int32_t* base, const std::int32_t* factors, std::int32_t* y) const {
   const std::size_t row_bytes = (columns_ + 7) / 8, lines = ternary_ ? 2 : 1;
   std::uint32_t* words = scratch.x.reserve(tokens * planes * words_);
-  pool.run(tokens, [&](std::size_t token, std::size_t) {
+  run_tokens(pool, tokens, [&](std::size_t token) {
     for (std::size_t i = token * planes; i < (token + 1) * planes; ++i) {
       std::uint32_t* out = words + i * words_;
-      for (std::size_t k = 0; k < words_; ++k) out[k] = read_word(x + i * row_bytes, columns_, k);
+      read_row(x + i * row_bytes, columns_, words_, out);
       for (std::size_t k = 0; !ternary_ && k < words_; k += 2) out[k] ^= out[k + 1];
     }
   });
@@ -153,7 +186,7 @@ void BitMatrix::multiply_int8(const BinaryKernels& kernels, ThreadPool& pool, Bi
     const std::size_t x_bytes = by_table * padded;  // padded is a multiple of 64
     std::uint8_t* bytes = scratch.bytes.reserve(x_bytes + pool.threads() * thread_bytes);
     auto* codes = reinterpret_cast<std::int8_t*>(bytes);
-    pool.run(by_table, [&](std::size_t token, std::size_t) {
+    run_tokens(pool, by_table, [&](std::size_t token) {
       std::memcpy(codes + token * padded, x + token * columns_, columns_);
       std::memset(codes + token * padded + columns_, 0, padded - columns_);
     });
@@ -167,10 +200,7 @@ void BitMatrix::multiply_int8(const BinaryKernels& kernels, ThreadPool& pool, Bi
   if (by_table == tokens) return;
   const std::size_t token_bytes = kMostPlanes * ((columns_ + 7) / 8), count = tokens - by_table;
   std::uint8_t* planes = scratch.bytes.reserve(count * token_bytes);
-  pool.run(count, [&](std::size_t token, std::size_t) {
-    kernels.pack_planes(x + (by_table + token) * columns_, columns_, kMostPlanes,
-                        planes + token * token_bytes);
-  });
+  pack_planes(kernels, pool, x + by_table * columns_, count, columns_, kMostPlanes, planes);
   multiply_planes(kernels, pool, scratch, planes, count, kMostPlanes, y + by_table * rows_);
 }
 

@@ -17,6 +17,13 @@ struct BitScratch {
   Buffer<std::uint8_t> bytes;
 };
 
+// Rows of signs or planes for products, [tokens][(columns + 7) / 8] or [tokens][planes][(columns + 7) / 8].
+// False where x holds a NaN, or a code needs more bits than there are planes.
+bool pack_signs(const BinaryKernels& kernels, ThreadPool& pool, const float* x, std::size_t tokens,
+                std::size_t columns, std::uint8_t* bits);
+bool pack_planes(const BinaryKernels& kernels, ThreadPool& pool, const std::int8_t* codes, std::size_t tokens,
+                 std::size_t columns, std::size_t planes, std::uint8_t* bits);
+
 class BitMatrix {
  public:
   // Rows of bits as pack_signs makes them, (columns + 7) / 8 bytes each; bits beyond the last column are
@@ -50,7 +57,7 @@ class BitMatrix {
   std::size_t rows_, columns_, words_;
   bool ternary_;
   Buffer<std::uint32_t> weights_;
-  // of each row: how many weights are not 0, and minus how many are +1
+  // of each row, padded ones too: how many weights are not 0, and minus how many are +1
   Buffer<std::int32_t> nonzero_, minus_plus_;
 };
 
