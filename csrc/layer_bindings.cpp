@@ -2,18 +2,14 @@
 // Arrays in, arrays filled. Every std::invalid_argument becomes a ValueError. Products release the GIL.
 #include "layer_bindings.h"
 
-#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <mutex>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "model/head.h"
-#include "model/linear.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -23,46 +19,15 @@ namespace {
 
 using F32Input = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using F32Output = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Packed = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Bf16Bits = nb::ndarray<const std::uint16_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 // Tokens that are quantised together, so that scratch does not grow with the prompt.
 constexpr std::size_t kRoundTokens = 512;
 
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
+std::size_t checked(std::size_t threads) {
+  require(threads >= 1 && threads <= 1024, "threads must be in 1..1024");
+  return threads;
 }
-
-// Threads, kernels and scratch that all layers of a process share. One product at a time; callers wait.
-struct LayerPool {
-  LayerPool(std::size_t count, const std::string& isa)
-      : kernels(select_kernels(isa)), threads(check(count)) {}
-
-  static std::size_t check(std::size_t count) {
-    require(count >= 1 && count <= 1024, "threads must be in 1..1024");
-    return count;
-  }
-
-  const Kernels& kernels;
-  ThreadPool threads;
-  QuantizedRows rows;
-  std::mutex mutex;
-};
-
-// Codes in the kernels' layout, with one scale.
-struct TernaryLinear {
-  TernaryLinear(const Packed& packed, float scale, LayerPool& owner) : pool(owner) {
-    const std::uint8_t* data = packed.data();
-    const std::size_t rows = packed.shape(0) * 4, columns = packed.shape(1);
-    require(rows > 0 && columns > 0, "packed is empty");
-    const nb::gil_scoped_release release;
-    const std::lock_guard<std::mutex> lock(pool.mutex);
-    linear = Linear::from_packed(data, rows, columns, scale, {}, pool.threads);
-  }
-
-  LayerPool& pool;  // kept alive by the Python object
-  Linear linear;
-};
 
 // outputs[i] [tokens][rows] = (codes of layer i . quantised x) * scale / activation scale, x
 // [tokens][columns].
@@ -121,14 +86,27 @@ void head_product(LayerPool& pool, const F32Input& x, nb::handle weight, const F
 
 }  // namespace
 
+LayerPool::LayerPool(std::size_t count, const std::string& isa)
+    : kernels(select_kernels(isa)), threads(checked(count)) {}
+
+TernaryLinear::TernaryLinear(const Packed& packed, float scale, LayerPool& owner) : pool(owner) {
+  const std::uint8_t* data = packed.data();
+  const std::size_t rows = packed.shape(0) * 4, columns = packed.shape(1);
+  require(rows > 0 && columns > 0, "packed is empty");
+  const nb::gil_scoped_release release;
+  const std::lock_guard<std::mutex> lock(pool.mutex);
+  linear = Linear::from_packed(data, rows, columns, scale, {}, pool.threads);
+}
+
 void bind_layers(nb::module_& m) {
   nb::class_<LayerPool>(m, "LayerPool")
       .def(nb::init<std::size_t, const std::string&>(), "threads"_a, "isa"_a);
   nb::class_<TernaryLinear>(m, "TernaryLinear")
-      .def(nb::init<const Packed&, float, LayerPool&>(), "packed"_a, "scale"_a, "pool"_a,
+      .def(nb::init<const TernaryLinear::Packed&, float, LayerPool&>(), "packed"_a, "scale"_a, "pool"_a,
            nb::keep_alive<1, 4>());
   m.def("multiply_together", &multiply_together, "layers"_a, "x"_a.noconvert(), "outputs"_a.noconvert());
   m.def("head_product", &head_product, "pool"_a, "x"_a.noconvert(), "weight"_a, "y"_a.noconvert());
+  bind_decoder_layer(m);
 }
 
 }  // namespace bitnet

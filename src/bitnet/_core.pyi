@@ -78,6 +78,37 @@ def head_product(
     y: NDArray[np.float32],
 ) -> None: ...
 
+class DecoderLayer:
+    def __init__(
+        self,
+        linears: Sequence[TernaryLinear],
+        norms: Sequence[NDArray[np.float32]],
+        eps: Sequence[float],
+        kv_heads: int,
+        head_dim: int,
+        attention_scale: float,
+        hidden_act: str,
+    ) -> None: ...
+    def project(
+        self,
+        x: NDArray[np.uint16] | NDArray[np.float32],
+        cos: NDArray[np.uint16] | NDArray[np.float32],
+        sin: NDArray[np.uint16] | NDArray[np.float32],
+        query: NDArray[np.float32],
+        keys: NDArray[np.uint16] | NDArray[np.float32],
+        values: NDArray[np.uint16] | NDArray[np.float32],
+        position: int,
+    ) -> None: ...
+    def finish(
+        self,
+        x: NDArray[np.uint16] | NDArray[np.float32],
+        query: NDArray[np.float32],
+        keys: NDArray[np.uint16] | NDArray[np.float32],
+        values: NDArray[np.uint16] | NDArray[np.float32],
+        positions: int,
+        y: NDArray[np.uint16] | NDArray[np.float32],
+    ) -> None: ...
+
 class BitPool:
     def __init__(self, threads: int, isa: str) -> None: ...
     @property

@@ -142,7 +142,9 @@ class KernelLinear(nn.Module):
 
     def current_kernel(self) -> _core.TernaryLinear:
         """The kernels' copy of the weights as they are now."""
-        weight, scale = self.weight, self.weight_scale
+        # straight from the dictionary: as attributes they take half a millisecond a token of 30 layers
+        buffers: dict[str, Any] = self._buffers
+        weight, scale = buffers["weight"], buffers["weight_scale"]
         state = (weight.data_ptr(), weight._version, scale.data_ptr(), scale._version)
         if self._kernel is None or state != self._prepared_for:
             packed = weight.contiguous().numpy()

@@ -73,6 +73,10 @@ class KernelQuantizer(BitNetHfQuantizer):  # type: ignore[misc]  # transformers 
         for module in model.modules():
             for names in _TOGETHER:
                 share_input([getattr(module, name, None) for name in names])
+        if model.config.model_type == "bitnet":
+            from bitnet.hf.decoder_layer import adopt  # imports the model, which is slow unless it is loaded
+
+            adopt(model)
         self.quantization_config.quantization_mode = "offline"  # model.config holds this very object
         return model
 
