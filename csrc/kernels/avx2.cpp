@@ -214,15 +214,17 @@ void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t
 
 #include "sign_table_gemm.h"
 
+#include "small_table_gemm.h"
+
 // A Zen 4 core, 1280 rows of 2560: ternary_gemm 100 GMAC/s, tables 185 for 16 tokens and 217 for 32; they are
 // equal at 9 tokens of 16 and, the second time, at 15 of 32.
 constexpr std::size_t kFewestMany = 10;
 // Signs: sign_gemm 120 GMAC/s, tables 125 for 8 tokens and 246 for 16.
 constexpr std::size_t kFewestSigns = 8;
 
-constexpr Kernels avx2_table =
-    with_float_kernels({"avx2", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm,
-                        ternary_gemm_many, kFewestMany, sign_gemm_many, kFewestSigns});
+constexpr Kernels avx2_table = with_float_kernels(
+    {"avx2", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm, ternary_gemm_many,
+     kFewestMany, sign_gemm_many, kFewestSigns, ternary_gemm_small, kFewestSmall});
 
 }  // namespace
 

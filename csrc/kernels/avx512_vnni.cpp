@@ -381,15 +381,17 @@ void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t
 
 #include "sign_table_gemm.h"
 
+#include "small_table_gemm.h"
+
 // A Zen 4 core, 1280 rows of 2560: ternary_gemm 180-190 GMAC/s, tables 190 for 16 tokens and 235-245 for 32:
 // equal at 25 tokens of 32.
 constexpr std::size_t kFewestMany = 26;
 // Signs: sign_gemm 160 GMAC/s, tables 170 for 11 tokens, 250 for 16 and 326 for 32.
 constexpr std::size_t kFewestSigns = 11;
 
-constexpr Kernels avx512_vnni_table =
-    with_float_kernels({"avx512_vnni", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm,
-                        ternary_gemm_many, kFewestMany, sign_gemm_many, kFewestSigns});
+constexpr Kernels avx512_vnni_table = with_float_kernels(
+    {"avx512_vnni", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm, ternary_gemm_many,
+     kFewestMany, sign_gemm_many, kFewestSigns, ternary_gemm_small, kFewestSmall});
 
 }  // namespace
 

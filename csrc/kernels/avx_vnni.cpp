@@ -209,6 +209,8 @@ void ternary_columns(const std::uint8_t* matrix, std::size_t stride, std::size_t
 
 #include "sign_table_gemm.h"
 
+#include "small_table_gemm.h"
+
 // Measured with the same instruction in its AVX-512 form at 256 bits on a Zen 4 core, 1280 rows of 2560:
 // ternary_gemm 165 GMAC/s, tables 205 for 16 tokens and 240 for 32: equal at 13 tokens of 16, and at 22
 // of 32.
@@ -216,9 +218,9 @@ constexpr std::size_t kFewestMany = 14;
 // Signs: sign_gemm 197 GMAC/s, tables 205 for 13 tokens and 251 for 16.
 constexpr std::size_t kFewestSigns = 13;
 
-constexpr Kernels avx_vnni_table =
-    with_float_kernels({"avx_vnni", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm,
-                        ternary_gemm_many, kFewestMany, sign_gemm_many, kFewestSigns});
+constexpr Kernels avx_vnni_table = with_float_kernels(
+    {"avx_vnni", ternary_gemm, ternary_rows, ternary_columns, nibble_gemm, sign_gemm, ternary_gemm_many,
+     kFewestMany, sign_gemm_many, kFewestSigns, ternary_gemm_small, kFewestSmall});
 
 }  // namespace
 

@@ -193,6 +193,8 @@ struct IntegerKernels {
   std::size_t fewest_many = 0;
   decltype(Kernels::sign_gemm_many) sign_gemm_many = nullptr;
   std::size_t fewest_signs = 0;
+  decltype(Kernels::ternary_gemm_small) ternary_gemm_small = nullptr;
+  std::size_t fewest_small = 0;
 };
 
 constexpr Kernels with_float_kernels(IntegerKernels own) {
@@ -203,6 +205,8 @@ constexpr Kernels with_float_kernels(IntegerKernels own) {
   table.fewest_many = own.fewest_many;
   table.sign_gemm_many = own.sign_gemm_many;
   table.fewest_signs = own.fewest_signs;
+  table.ternary_gemm_small = own.ternary_gemm_small;
+  table.fewest_small = own.fewest_small;
   table.ternary_rows = own.ternary_rows;
   table.ternary_columns = own.ternary_columns;
   table.nibble_gemm = own.nibble_gemm;

@@ -47,9 +47,14 @@ constexpr std::size_t padded_columns(std::size_t columns) {
 constexpr std::size_t kTableTokens = 32;
 constexpr std::size_t kTableBytes = (8 * 256 + 64) * kTableTokens * sizeof(std::int16_t);
 
-constexpr std::size_t table_scratch_bytes(std::size_t rows) {
-  return kTableBytes + rows * kTableTokens * (sizeof(std::int16_t) + sizeof(std::int32_t));
+constexpr std::size_t table_scratch_bytes(std::size_t rows, std::size_t tokens = kTableTokens) {
+  return kTableBytes + rows * tokens * (sizeof(std::int16_t) + sizeof(std::int32_t));
 }
+
+// ternary_gemm_small takes codes of at most kSmallCode in magnitude, which the 4-bit quantisers make (int4
+// -8..7, fp4 -12..12), and kSmallTokens tokens a call: in as much cache, tables whose entries are bytes.
+constexpr int kSmallCode = 12;
+constexpr std::size_t kSmallTokens = 64;
 
 constexpr std::size_t kLanes = 16;  // of every float kernel, whatever the registers' width
 
@@ -114,6 +119,13 @@ struct Kernels {
                             const std::int8_t* x, std::size_t tokens, void* scratch, std::int32_t* y,
                             std::size_t y_stride);
   std::size_t fewest_many;
+
+  // The same as ternary_gemm_many, or null; the faster one for calls of at least `fewest_small` tokens.
+  //   x        int8 [tokens][columns], -kSmallCode..kSmallCode
+  //   tokens   1..kSmallTokens; time depends on rows and on whether tokens > kSmallTokens / 2
+  //   scratch  table_scratch_bytes(rows, kSmallTokens)
+  decltype(ternary_gemm_many) ternary_gemm_small;
+  std::size_t fewest_small;
 
   // The same for one token and the `count` rows listed: y[i] = sum over k of value[rows[i]][k] * x[k].
   void (*ternary_rows)(const std::uint8_t* weights, const std::uint32_t* rows, std::size_t count,

@@ -23,8 +23,10 @@ class SelfTest {
     gemm("ternary_gemm", &Kernels::ternary_gemm, 4, 3);
     gemm("nibble_gemm", &Kernels::nibble_gemm, 2, 16);
     gemm("sign_gemm", &Kernels::sign_gemm, 8, 2);
-    many_tokens("ternary_gemm_many", &Kernels::ternary_gemm_many, &Kernels::ternary_gemm, 4, 3);
-    many_tokens("sign_gemm_many", &Kernels::sign_gemm_many, &Kernels::sign_gemm, 8, 2);
+    many_tokens({"ternary_gemm_many", &Kernels::ternary_gemm_many, &Kernels::ternary_gemm, 4, 3});
+    many_tokens({"sign_gemm_many", &Kernels::sign_gemm_many, &Kernels::sign_gemm, 8, 2});
+    many_tokens({"ternary_gemm_small", &Kernels::ternary_gemm_small, &Kernels::ternary_gemm, 4, 3, kSmallCode,
+                 kSmallTokens});
     rows_and_columns();
     quantize();
     rms_norm();
@@ -96,44 +98,58 @@ class SelfTest {
     finish(name);
   }
 
-  using GemmMany = decltype(Kernels::ternary_gemm_many);
+  // A table kernel and its plain one; `codes_a_byte` codes below `levels` a byte, inputs of at most `largest`
+  // in magnitude, up to `most` tokens.
+  struct ManyTokens {
+    const char* name;
+    decltype(Kernels::ternary_gemm_many) Kernels::* kernel;
+    Gemm Kernels::* plain;
+    unsigned codes_a_byte, levels;
+    int largest = 127;
+    std::size_t most = kTableTokens;
+  };
 
-  // A table kernel against its plain one; `codes_a_byte` codes below `levels` a byte.
-  void many_tokens(const char* name, GemmMany Kernels::* kernel, Gemm Kernels::* plain, unsigned codes_a_byte,
-                   unsigned levels) {
-    if (candidate_.*kernel == nullptr) return;
+  void many_tokens(const ManyTokens& test) {
+    if (candidate_.*test.kernel == nullptr) return;
     const auto byte_of = [&](auto code) {
       unsigned byte = 0;
-      for (unsigned i = 0; i < codes_a_byte; ++i) byte |= code() << (8 / codes_a_byte * i);
+      for (unsigned i = 0; i < test.codes_a_byte; ++i) byte |= code() << (8 / test.codes_a_byte * i);
       return static_cast<std::uint8_t>(byte);
     };
-    // 256 columns make a fold of int16 sums, 128 half of one; 8 rows and 8 tokens a square of the output.
-    for (std::size_t columns : {128, 256, 384, 2048}) {
-      for (std::size_t tokens : {1, 7, 16, 17, 31, 32}) {
-        const std::size_t rows = 21, stride = 23, row_bytes = columns / codes_a_byte;
+    const auto random_input = [&] {
+      return static_cast<std::int8_t>(static_cast<int>(random_() % (2 * test.largest + 1)) - test.largest);
+    };
+    // 256 columns make a fold of int16 sums, 128 half of one, and 2560 one of small inputs; 8 rows and 8
+    // tokens are a square of the output.
+    for (std::size_t columns : {128, 256, 384, 2560, 2816}) {
+      for (std::size_t tokens :
+           {std::size_t{1}, std::size_t{7}, test.most / 2, test.most / 2 + 1, test.most - 1, test.most}) {
+        const std::size_t rows = 21, stride = 23, row_bytes = columns / test.codes_a_byte;
         std::vector<std::uint8_t> weights(rows * row_bytes);
-        for (auto& byte : weights) byte = byte_of([&] { return static_cast<unsigned>(random_() % levels); });
+        for (auto& byte : weights)
+          byte = byte_of([&] { return static_cast<unsigned>(random_() % test.levels); });
         std::vector<std::int8_t> x(tokens * columns);
-        for (auto& value : x) value = static_cast<std::int8_t>(random_() % 255 - 127);
-        // All +1, then all -1, against all 127: the largest sums.
-        std::fill_n(weights.begin(), row_bytes, byte_of([&] { return levels - 1; }));
+        for (auto& value : x) value = random_input();
+        // All +1, then all -1, against all the largest input: the largest sums.
+        std::fill_n(weights.begin(), row_bytes, byte_of([&] { return test.levels - 1; }));
         std::fill_n(weights.begin() + static_cast<std::ptrdiff_t>(row_bytes), row_bytes, std::uint8_t{0});
-        std::fill_n(x.begin(), columns, std::int8_t{127});
+        std::fill_n(x.begin(), columns, static_cast<std::int8_t>(test.largest));
         std::vector<std::int32_t> sums(tokens, 0);
         for (std::size_t t = 0; t < tokens; ++t)
           for (std::size_t k = 0; k < columns; ++k) sums[t] += x[t * columns + k];
         std::vector<std::int32_t> expected(tokens * stride, -7), found(tokens * stride, -7);
-        (scalar_kernels.*plain)(weights.data(), rows, columns, x.data(), sums.data(), tokens, expected.data(),
-                                stride);
-        std::vector<std::uint8_t> memory(table_scratch_bytes(rows) + 64, 0x5a);
+        (scalar_kernels.*test.plain)(weights.data(), rows, columns, x.data(), sums.data(), tokens,
+                                     expected.data(), stride);
+        std::vector<std::uint8_t> memory(table_scratch_bytes(rows, test.most) + 64, 0x5a);
         std::size_t room = memory.size();
         void* scratch = memory.data();
-        std::align(64, table_scratch_bytes(rows), scratch, room);
-        (candidate_.*kernel)(weights.data(), rows, columns, x.data(), tokens, scratch, found.data(), stride);
+        std::align(64, table_scratch_bytes(rows, test.most), scratch, room);
+        (candidate_.*test.kernel)(weights.data(), rows, columns, x.data(), tokens, scratch, found.data(),
+                                  stride);
         compare(std::to_string(columns) + " columns, " + std::to_string(tokens) + " tokens", expected, found);
       }
     }
-    finish(name);
+    finish(test.name);
   }
 
   void rows_and_columns() {

@@ -23,9 +23,10 @@ constexpr std::size_t kTableStart[kTables] = {0,        256 + 21,  512 + 42,  76
                                               1024 + 3, 1280 + 12, 1536 + 48, 1792 + 15};
 constexpr std::size_t kTableEntries = kTables * 256 + 64;
 
-// table[byte][token] = sum of (code - 1) * x over the byte's four fields; x[field] points at the tokens.
-template <class Entry>
-void build_table(const std::int8_t* const x[4], std::int16_t* table) {
+// table[byte][token] = origin + sum of (code - 1) * x over the byte's four fields; x[field] points at the
+// tokens.
+template <class Entry, class Element>
+void build_table(const std::int8_t* const x[4], Element* table) {
   using Register = typename Entry::Register;
   for (std::size_t t = 0; t < Entry::kTokens; t += Register::kTokens) {
     Register multiple[4][3], low[9];
@@ -34,19 +35,19 @@ void build_table(const std::int8_t* const x[4], std::int16_t* table) {
       multiple[field][1] = Register::zero();
       multiple[field][0] = Register::zero() - multiple[field][2];
     }
-    for (std::size_t i = 0; i < 9; ++i) low[i] = multiple[0][i % 3] + multiple[1][i / 3];
+    for (std::size_t i = 0; i < 9; ++i) low[i] = Register::origin() + multiple[0][i % 3] + multiple[1][i / 3];
     for (std::size_t i = 0; i < 9; ++i) {
       const Register high = multiple[2][i % 3] + multiple[3][i / 3];
-      std::int16_t* to = table + (16 * (i % 3) + 64 * (i / 3)) * Entry::kTokens + t;
+      Element* to = table + (16 * (i % 3) + 64 * (i / 3)) * Entry::kTokens + t;
       for (std::size_t j = 0; j < 9; ++j) (high + low[j]).store(to + (j % 3 + 4 * (j / 3)) * Entry::kTokens);
     }
   }
 }
 
 // The tables of bytes `byte`..`byte + 7` of every row.
-template <class Entry>
+template <class Entry, class Element>
 void build_tables(const std::int8_t* x, std::size_t columns, std::size_t tokens, std::size_t byte,
-                  std::int16_t* tables) {
+                  Element* tables) {
   alignas(64) std::int8_t transposed[4][kTables][Entry::kTokens];
   const std::size_t column = byte / kBlockBytes * kBlockWeights + byte % kBlockBytes;
   for (std::size_t field = 0; field < 4; ++field)

@@ -9,6 +9,7 @@ struct i16x16 {
   __m256i all;
 
   static i16x16 zero() { return {_mm256_setzero_si256()}; }
+  static i16x16 origin() { return zero(); }  // what a table stores for a sum of 0
   static i16x16 load(const std::int16_t* p) {
     return {_mm256_load_si256(reinterpret_cast<const __m256i*>(p))};
   }
@@ -34,6 +35,7 @@ struct i16x32 {
   __m512i all;
 
   static i16x32 zero() { return {_mm512_setzero_si512()}; }
+  static i16x32 origin() { return zero(); }
   static i16x32 load(const std::int16_t* p) { return {_mm512_load_si512(p)}; }
   static i16x32 widen(const std::int8_t* p) {
     return {_mm512_cvtepi8_epi16(_mm256_load_si256(reinterpret_cast<const __m256i*>(p)))};

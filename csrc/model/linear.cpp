@@ -126,40 +126,45 @@ constexpr std::size_t sums_stride(std::size_t rows) {
   return (rows + 15) / 16 * 16 + 16;
 }
 
-// A thread's share of the scratch: what the kernel wants, then its sums.
-constexpr std::size_t thread_scratch_bytes(std::size_t rows) {
-  return (table_scratch_bytes(rows) + 63) / 64 * 64 + kTableTokens * sums_stride(rows) * sizeof(std::int32_t);
-}
+// A kernel that works with tables, null where there is none that fits, and how many tokens a call takes.
+struct TableKernel {
+  decltype(Kernels::ternary_gemm_many) gemm = nullptr;
+  std::size_t block = kTableTokens, fewest = 0;
 
-// The kernel that goes through tables, null where there is none, and from how many tokens on.
-struct ManyTokens {
-  decltype(Kernels::ternary_gemm_many) gemm;
-  std::size_t fewest;
+  // How many of the tokens go through tables: whole blocks, and a rest that is large enough.
+  std::size_t share(std::size_t tokens) const {
+    if (gemm == nullptr) return 0;
+    const std::size_t rest = tokens % block;
+    return rest < fewest ? tokens - rest : tokens;
+  }
+  // A thread's share of the scratch: what the kernel wants, then its sums.
+  std::size_t wanted_bytes(std::size_t rows) const {
+    return (table_scratch_bytes(rows, block) + 63) / 64 * 64;
+  }
+  std::size_t scratch_bytes(std::size_t rows) const {
+    return wanted_bytes(rows) + block * sums_stride(rows) * sizeof(std::int32_t);
+  }
 };
 
-ManyTokens many_tokens(const Kernels& kernels, const LinearRecipe& recipe) {
-  if (recipe.weights == WeightKind::binary) return {kernels.sign_gemm_many, kernels.fewest_signs};
-  return {kernels.ternary_gemm_many, kernels.fewest_many};
-}
-
-void run_table_tile(const Kernels& kernels, const Tile& tile, const QuantizedRows& x, std::uint8_t* scratch) {
-  const std::size_t stride = sums_stride(tile.rows);
-  auto* sums = reinterpret_cast<std::int32_t*>(scratch + (table_scratch_bytes(tile.rows) + 63) / 64 * 64);
-  const Linear& linear = *tile.output->linear;
-  many_tokens(kernels, linear.recipe)
-      .gemm(linear.weights.data() + tile.first_row * linear.row_bytes(), tile.rows, x.columns,
-            x.codes.data() + tile.first_token * x.columns, tile.tokens, scratch, sums, stride);
-  write_tile(kernels, tile, x.scales.data(), sums, stride);
-}
-
-// How many of the tokens go through tables: whole blocks, and a rest that is large enough. The layers of a
-// call are of one kind. Column groups do without, for their tiles would need more scratch.
-std::size_t table_tokens(const Kernels& kernels, std::size_t tokens, std::size_t rows,
+// The layers of a call are of one kind. Column groups do without, for their tiles would need more scratch.
+TableKernel table_kernel(const Kernels& kernels, std::size_t tokens, std::size_t rows,
                          const LinearRecipe& recipe) {
-  const ManyTokens many = many_tokens(kernels, recipe);
-  if (many.gemm == nullptr || rows < kFewestTableRows || recipe.column_groups > 1) return 0;
-  const std::size_t rest = tokens % kTableTokens;
-  return rest < many.fewest ? tokens - rest : tokens;
+  if (rows < kFewestTableRows || recipe.column_groups > 1) return {};
+  if (recipe.weights == WeightKind::binary)
+    return {kernels.sign_gemm_many, kTableTokens, kernels.fewest_signs};
+  if (recipe.small_codes() && kernels.ternary_gemm_small != nullptr && tokens >= kernels.fewest_small)
+    return {kernels.ternary_gemm_small, kSmallTokens, kernels.fewest_small};
+  return {kernels.ternary_gemm_many, kTableTokens, kernels.fewest_many};
+}
+
+void run_table_tile(const Kernels& kernels, const TableKernel& table, const Tile& tile,
+                    const QuantizedRows& x, std::uint8_t* scratch) {
+  const std::size_t stride = sums_stride(tile.rows);
+  auto* sums = reinterpret_cast<std::int32_t*>(scratch + table.wanted_bytes(tile.rows));
+  const Linear& linear = *tile.output->linear;
+  table.gemm(linear.weights.data() + tile.first_row * linear.row_bytes(), tile.rows, x.columns,
+             x.codes.data() + tile.first_token * x.columns, tile.tokens, scratch, sums, stride);
+  write_tile(kernels, tile, x.scales.data(), sums, stride);
 }
 
 }  // namespace
@@ -176,19 +181,20 @@ void run_linears(const Kernels& kernels, ThreadPool& pool, QuantizedRows& x, std
                  const std::vector<LinearOutput>& outputs) {
   std::size_t rows = 0;
   for (const LinearOutput& output : outputs) rows += output.linear->rows;
-  const std::size_t by_table = table_tokens(kernels, tokens, rows, outputs.front().linear->recipe);
-  Grid tables{outputs, 0, by_table, kTableRows, kTableTokens};
+  const TableKernel table = table_kernel(kernels, tokens, rows, outputs.front().linear->recipe);
+  const std::size_t by_table = table.share(tokens);
+  Grid tables{outputs, 0, by_table, kTableRows, table.block};
   const Grid rest{outputs, by_table, tokens - by_table, tokens <= kFewTokens ? kFewTokensRows : kTaskRows,
                   kTaskTokens};
   while (tables.tile_rows > kFewestTableRows && tables.size() < pool.threads()) tables.tile_rows /= 2;
-  const std::size_t scratch_bytes = thread_scratch_bytes(tables.tile_rows);
+  const std::size_t scratch_bytes = table.scratch_bytes(tables.tile_rows);
   if (by_table > 0) x.scratch.reserve(pool.threads() * scratch_bytes);
   const std::size_t table_tiles = tables.size();
   pool.run(table_tiles + rest.size(), [&](std::size_t task, std::size_t thread) {
     const Tile tile = task < table_tiles ? tables.tile(task) : rest.tile(task - table_tiles);
     const QuantizedRows& input = tile.output->x == nullptr ? x : *tile.output->x;
     if (task < table_tiles)
-      run_table_tile(kernels, tile, input, x.scratch.data() + thread * scratch_bytes);
+      run_table_tile(kernels, table, tile, input, x.scratch.data() + thread * scratch_bytes);
     else if (tile.output->linear->recipe.column_groups > 1)
       run_grouped_tile(kernels, tile, input);
     else

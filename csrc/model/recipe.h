@@ -20,6 +20,8 @@ struct LinearRecipe {
 
   // A zero of the input stays the code 0 (subtracting a mean, mixing and one-bit codes each end that).
   bool keeps_zeros() const { return !rotate && norm != NormKind::layer && inputs != InputKind::int1; }
+  // Its inputs' codes are at most 12 in magnitude, kSmallCode of kernels.h.
+  bool small_codes() const { return inputs != InputKind::int8 && inputs != InputKind::int8_top50; }
 };
 
 }  // namespace bitnet

@@ -98,6 +98,17 @@ def test_wide_layers_and_many_tokens(weights, scales, isa):
         assert_same_bits(y, expected)
 
 
+@pytest.mark.parametrize("kind", ["int4", "fp4", "int1"])
+def test_many_tokens_of_small_codes(kind, isa):
+    """Tables with entries of a byte: 64 tokens, a rest of 18, and more columns than int16 sums hold."""
+    recipe = LinearRecipe(inputs=kind)
+    x = inputs(82, 2700)
+    codes, linear = random_linear(recipe, 640, 2700)
+    _, _, y = run(x, linear, 640, isa, threads=2)
+    _, expected = quantized_linear(x, codes, linear.scales, recipe)
+    assert_same_bits(y, expected)
+
+
 @pytest.mark.parametrize("columns", [1, 127, 128, 900, 2176])
 def test_signs_times_int8(columns, isa):
     random = np.random.default_rng(columns)
