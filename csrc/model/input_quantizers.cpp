@@ -36,23 +36,25 @@ float mean_magnitude(const float* x, std::size_t n) {
   return std::max(double_mean(n, [&](std::size_t i) { return double{std::fabs(x[i])}; }), kLeastMagnitude);
 }
 
-// Half to even, for magnitudes below 2^22: adding 1.5 * 2^23 leaves no bits for a fraction. A function would
-// be called for each number where SSE4.1 may not be assumed.
+// Half to even, for magnitudes below 2^22: adding 1.5 * 2^23 leaves no bits for a fraction, and the whole
+// number in the lowest ones. Baseline instruction sets have no vectors for std::nearbyint or for int8.
+constexpr float kShift = 12582912.0f;
+
 float round_small(float x) {
-  constexpr float kShift = 12582912.0f;
   return (x + kShift) - kShift;
 }
 
-float clamp(float x, float least, float most) {
-  const float bounded = x < least ? least : x;
-  return bounded > most ? most : bounded;
+std::int8_t round_to_int8(float x) {
+  const float shifted = x + kShift;
+  std::uint32_t bits;
+  std::memcpy(&bits, &shifted, sizeof(bits));
+  return static_cast<std::int8_t>(bits);
 }
 
 float quantize_int4(const float* x, std::size_t n, std::int8_t* codes) {
   const float scale = static_cast<float>(std::sqrt(7.0)) / mean_magnitude(x, n);
   // whole bounds: clamping before or after rounding is the same
-  for (std::size_t i = 0; i < n; ++i)
-    codes[i] = static_cast<std::int8_t>(round_small(clamp(x[i] * scale, -8.0f, 7.0f)));
+  for (std::size_t i = 0; i < n; ++i) codes[i] = round_to_int8(std::min(std::max(x[i] * scale, -8.0f), 7.0f));
   return scale;
 }
 
@@ -60,9 +62,10 @@ float quantize_int4(const float* x, std::size_t n, std::int8_t* codes) {
 float quantize_fp4(const float* x, std::size_t n, float largest, std::int8_t* codes) {
   const float scale = 12.0f / std::max(largest, kLeastMagnitude);
   for (std::size_t i = 0; i < n; ++i) {
-    const float doubled = clamp(x[i] * scale, -12.0f, 12.0f), magnitude = std::fabs(doubled);
-    const float step = magnitude < 4.0f ? 1.0f : magnitude < 8.0f ? 2.0f : 4.0f;
-    codes[i] = static_cast<std::int8_t>(round_small(doubled / step) * step);
+    const float doubled = std::min(std::max(x[i] * scale, -12.0f), 12.0f), magnitude = std::fabs(doubled);
+    // 1, 2 or 4; dividing by it is exact
+    const float step = 1.0f + (magnitude < 4.0f ? 0.0f : 1.0f) + (magnitude < 8.0f ? 0.0f : 2.0f);
+    codes[i] = round_to_int8(round_small(doubled / step) * step);
   }
   return scale;
 }
@@ -103,7 +106,9 @@ void quantize_input(const Kernels& kernels, InputKind kind, const float* x, std:
     *scale = quantize_fp4(x, n, from_bits(largest), codes);
   else
     *scale = quantize_int1(x, n, codes);
-  for (std::size_t i = 0; i < n; ++i) *sum += codes[i];
+  std::int32_t total = 0;
+  for (std::size_t i = 0; i < n; ++i) total += codes[i];
+  *sum = total;
 }
 
 }  // namespace bitnet

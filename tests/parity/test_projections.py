@@ -1,6 +1,8 @@
 """Projections of the cpu engine against the NumPy definition: every integer, and every bit of the floats."""
 
+import importlib.util
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,9 @@ from bitnet.quantize.linear import quantize_input, quantized_linear
 from bitnet.quantize.packing import pack, pack_1bit
 from bitnet.quantize.weights import quantize_weight
 
+GOLDEN = Path(__file__).parents[1] / "golden"
+GOLD = np.load(GOLDEN / "variants.npz")
+GOLD_NAMES = sorted({name.split("/")[0] for name in GOLD.files} - {"x", "weight", "norm"})
 KINDS = InputKind.__args__
 RECIPES = {
     f"{name}/{projection}": config.recipe(projection, 48)
@@ -40,6 +45,13 @@ def random_linear(recipe, rows, columns, seed=0, bias=False):
     )
 
 
+def golden_recipe(name):
+    spec = importlib.util.spec_from_file_location("make_variants", GOLDEN / "make_variants.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return LinearRecipe(*module.RECIPES[name])
+
+
 def run(x, linear, rows, isa, threads=1):
     return _core.run_projection(x, linear_arrays(linear), rows, isa, threads)
 
@@ -49,12 +61,13 @@ def assert_same_bits(found, expected):
 
 
 def inputs(tokens, columns, seed=0):
-    """Ordinary rows, one with outliers, and one that is nearly and one that is quite zero."""
+    """Ordinary rows, one with outliers, tiny and huge ones, and zeros."""
     random = np.random.default_rng(seed)
     x = random.standard_normal((tokens, columns)).astype(np.float32)
     x[1::5] *= np.where(random.random(columns) < 0.02, 100, 1)
     x[2::5] *= 1e-9
     x[3::5] = 0
+    x[5::10] *= 1e17
     return x
 
 
@@ -62,7 +75,7 @@ def inputs(tokens, columns, seed=0):
 @pytest.mark.parametrize("columns", [4, 63, 144, 1000, 2560])
 def test_codes_and_scales_are_the_definition(kind, columns, isa):
     x = inputs(40, columns, seed=columns)
-    x[4] = np.round(x[4])  # equal magnitudes, and ties
+    x[9] = np.round(x[9])  # equal magnitudes, and ties
     for norm, rotate in itertools.product((None, "rms", "layer"), (False, True)):
         recipe = LinearRecipe(inputs=kind, norm=norm, rotate=rotate, norm_eps=1e-5)
         _, linear = random_linear(recipe, 4, columns)
@@ -82,6 +95,17 @@ def test_products_are_the_definition(name, isa):
         np.testing.assert_array_equal(found, quantize_input(x, recipe, linear.norm_weight)[0])
         _, expected = quantized_linear(x, codes, linear.scales, recipe, linear.norm_weight, linear.bias)
         assert_same_bits(y, expected)
+
+
+@pytest.mark.parametrize("name", GOLD_NAMES)
+def test_golden_vectors(name, isa):
+    recipe, codes = golden_recipe(name), GOLD[f"{name}/codes"]
+    norm = GOLD["norm"] if recipe.norm else None
+    linear = QuantizedLinear(pack(codes, recipe.weights), GOLD[f"{name}/scales"], None, norm, recipe)
+    found, scales, y = run(GOLD["x"], linear, len(codes), isa)
+    np.testing.assert_array_equal(found, GOLD[f"{name}/x_codes"])
+    np.testing.assert_allclose(scales, GOLD[f"{name}/x_scales"], rtol=1e-6)
+    np.testing.assert_allclose(y, GOLD[f"{name}/y"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("weights", ["ternary", "binary"])

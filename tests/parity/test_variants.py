@@ -26,7 +26,7 @@ CONFIGS = dict(VARIANTS) | {
     "pre-linear": QuantConfig(norms="pre-linear", inputs=Inputs(down="int4")),
     "binary": QuantConfig(weights="binary"),
 }
-PROMPTS = [[1], [2, 3, 4, 5, 6, 7, 8], list(range(100, 133)), [499, 0]]
+PROMPTS = [[1], [2, 3, 4, 5, 6, 7, 8], list(range(100, 120)), [499, 0]]
 
 
 def random_checkpoint(quantization, seed=0, **shape):
