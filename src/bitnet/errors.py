@@ -4,9 +4,18 @@ The command line prints the message of any `BitnetError` as one line and exits w
 means a defect of the library.
 """
 
+_LONGEST = 2000  # characters of a message: a damaged file's own text can be as long as the file
+
 
 class BitnetError(Exception):
     """Base of every error that is the input's fault rather than the library's."""
+
+    def __str__(self) -> str:
+        """The message as one that can be printed: without half surrogate pairs, and not too long to read."""
+        message = super().__str__()
+        if len(message) > _LONGEST:
+            message = f"{message[: _LONGEST // 2]} […] {message[-_LONGEST // 2 :]}"
+        return message.encode("utf-8", "backslashreplace").decode()
 
 
 class ConfigError(BitnetError, ValueError):

@@ -29,6 +29,10 @@ from bitnet.json_file import parse_json_object, read_json_object
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+# A thousand layers have 18,000 tensors of about 120 bytes in a header or an index. Parsed, such a text takes
+# up to 20 times its size in memory.
+_MOST_HEADER_BYTES = 1 << 22
+
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """Map every tensor of one file, read-only; nothing is copied into memory.
@@ -39,9 +43,18 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():  # a pipe or a device would make the reader wait
         raise FormatError(f"{path}: not found, or not a file")
     try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+        if _MOST_HEADER_BYTES < length < path.stat().st_size:  # else the library says what is wrong
+            raise FormatError(
+                f"{path}: has a header of {length:,} bytes, more than the {_MOST_HEADER_BYTES:,} that are "
+                "read; split the model into several files"
+            )
         with safe_open(path, framework="numpy"):
             pass
         raw = np.memmap(path, dtype=np.uint8, mode="r").view(np.ndarray)
+    except FormatError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         raise FormatError(
             f"{path}: not a valid safetensors file ({error}); download or write it again"
@@ -178,7 +191,7 @@ def _map_tensor(data: NDArray[np.uint8], entry: object, where: str) -> Tensor:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    shard_of = read_json_object(path).get("weight_map")
+    shard_of = read_json_object(path, _MOST_HEADER_BYTES).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise FormatError(f"{path}: weight_map is missing; expected an object that maps tensors to files")
     for name, shard in shard_of.items():
