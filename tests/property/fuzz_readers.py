@@ -6,8 +6,8 @@
 
 What must hold for every input is `survives` in test_hostile_checkpoints.py and test_hostile_gguf.py: accepted
 or refused with a BitnetError, within twice the file's size in memory. An input that takes longer than 5
-seconds or the process over 2 GB is a finding, too. libFuzzer's options go after CORPUS, a folder that it fills.
-A finding is written to the working directory; it belongs into those tests.
+seconds or the process over 2 GB is a finding, too. libFuzzer's options go after CORPUS, a folder that it
+fills. A finding is written to the working directory; it belongs into those tests.
 """
 
 from __future__ import annotations
