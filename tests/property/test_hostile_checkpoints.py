@@ -144,8 +144,8 @@ _VALUES = (
 )
 
 
-# What fuzzing found: a value of the file in a message as long as the file, numbers whose product Python
-# refuses to print, and a name that no terminal can.
+# What fuzzing found, a value of the file in a message as long as the file, and its kin: numbers whose product
+# Python refuses to print, and a name that no terminal can.
 FOUND = (
     ("bos_token_id", 10**4000),
     ("pad_token_id", "x" * 5000),
