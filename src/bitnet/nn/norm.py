@@ -6,6 +6,8 @@ layer   y = (x - mean x) / √(mean (x - mean x)² + eps) · w      (SubLN of ar
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -53,12 +55,40 @@ class InnerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., size) -> float32 (..., size)."""
-        parts = split_columns(x.float(), self.groups)
-        if self.kind == "layer":
-            parts = parts - _mean(parts)
-        parts = parts * torch.rsqrt(_mean(parts.square()) + self.eps)
-        y: Tensor = parts.flatten(-2) * self.weight.float()
+        y: Tensor = _InnerNorm.apply(  # type: ignore[no-untyped-call]
+            x, self.weight, self.kind, self.eps, self.groups
+        )
         return y
+
+
+class _InnerNorm(torch.autograd.Function):
+    """n · w with n = x' / √(mean x'² + eps), x' = x or x - mean x; keeps n for the backward pass and no more.
+
+    dx' = (g' - n · mean g'n) / √(mean x'² + eps) with g' = g · w; dx = dx' or dx' - mean dx'.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: NormKind, eps: float, groups: int) -> Tensor:
+        parts = split_columns(x.float(), groups)
+        if kind == "layer":
+            parts = parts - _mean(parts)
+        factor = torch.rsqrt(_mean(parts.square()) + eps)
+        normal = parts * factor
+        ctx.save_for_backward(normal, factor, weight)
+        ctx.kind, ctx.dtype = kind, x.dtype
+        return normal.flatten(-2) * weight.float()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        normal, factor, weight = ctx.saved_tensors
+        weight_gradient = gradient * normal.flatten(-2)
+        weight_gradient = weight_gradient.reshape(-1, len(weight)).sum(0).to(weight.dtype)
+        behind = split_columns(gradient * weight.float(), normal.shape[-2])
+        x_gradient = behind - normal * (behind * normal).mean(dim=-1, keepdim=True)
+        if ctx.kind == "layer":
+            x_gradient -= behind.mean(dim=-1, keepdim=True)
+        x_gradient = (x_gradient * factor).flatten(-2).to(ctx.dtype)
+        return x_gradient, weight_gradient, None, None, None
 
 
 def normalised(x: Tensor, norm: RMSNorm | None) -> Tensor:
@@ -67,4 +97,4 @@ def normalised(x: Tensor, norm: RMSNorm | None) -> Tensor:
 
 
 def _mean(x: Tensor) -> Tensor:
-    return x.mean(dim=-1, keepdim=True, dtype=torch.float64).float()
+    return x.double().mean(dim=-1, keepdim=True).float()

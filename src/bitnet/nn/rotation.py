@@ -13,6 +13,8 @@ from torch import Tensor
 
 from bitnet.quantize.rotation import block_size
 
+_PIECE = 1 << 17  # numbers transformed at once: all stages stay in the L2 cache
+
 
 def hadamard(x: Tensor) -> Tensor:
     """Transform the last axis: floating point (..., width) -> float32, the bits of the NumPy definition."""
@@ -33,12 +35,21 @@ class _Hadamard(torch.autograd.Function):
 
 def _transform(x: Tensor) -> Tensor:
     width = x.shape[-1]
-    block, vectors = block_size(width), x.numel() // width
-    # features first: partners are then whole rows, which add at the speed of memory
-    values = x.reshape(vectors, width).t().contiguous()
+    vectors = x.reshape(x.numel() // width, width)
+    # a compiler finds its own pieces, and each here would lengthen its graph
+    piece = len(vectors) if torch.compiler.is_compiling() else _PIECE // width
+    return torch.cat([_stages(part) for part in torch.split(vectors, max(1, piece))]).reshape(x.shape)
+
+
+def _stages(vectors: Tensor) -> Tensor:
+    """(vectors, width), transformed."""
+    count, width = vectors.shape
+    block = block_size(width)
+    # features first: partners are then whole rows, which add faster than neighbours
+    values = vectors.t().contiguous()
     partner = 1
     while partner < block:
-        first, second = values.view(width // (2 * partner), 2, partner, vectors).unbind(1)
-        values = torch.stack((first + second, first - second), dim=1).view(width, vectors)
+        first, second = values.view(width // (2 * partner), 2, partner, count).unbind(1)
+        values = torch.stack((first + second, first - second), dim=1).view(width, count)
         partner *= 2
-    return values.t().mul(1 / math.sqrt(block)).reshape(x.shape)
+    return values.t() * (1 / math.sqrt(block))

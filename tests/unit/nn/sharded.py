@@ -1,10 +1,12 @@
-"""One of two processes: the same model whole and sharded. Arguments: rank, a file to meet at.
+"""One of two processes: the same models whole and sharded. Arguments: rank, a file to meet at.
 
-Prints both losses, and whether every layer's codes in the sharded forward pass are those of the whole matrix.
+Prints for b1.58 and for other quantisers both losses, and whether every layer's codes in the sharded
+forward pass are those of the whole matrix.
 """
 
 import json
 import sys
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -13,7 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from bitnet.config import ModelConfig
 from bitnet.nn import BitLinear, Transformer
 from bitnet.nn.bitlinear import set_quantization
-from bitnet.nn.quantizers import ternary_codes
+from bitnet.nn.quantizers import weight_codes
+from bitnet.quant_config import Inputs, QuantConfig
 
 ODD = ModelConfig(
     vocab_size=257,
@@ -26,17 +29,37 @@ ODD = ModelConfig(
 ).with_quantization("online")
 
 
-def build():
+OTHER = QuantConfig(
+    scales="row", inputs=Inputs.all("int4"), norms="linear", norm_kind="layer", rotation="hadamard"
+)
+BINARY = QuantConfig(weights="binary", scales="group", groups=2, norms="linear")
+
+
+def build(config):
     """The same random weights at every call."""
     torch.manual_seed(0)
-    return Transformer(ODD)
+    return Transformer(config)
+
+
+def codes(module):
+    """Of the weight as the module holds it just then."""
+    return weight_codes(module.weight, module.recipe)
 
 
 def main(rank, meeting):
-    """Compare at full and at half strength, and take a gradient through the shards."""
+    """Compare every model."""
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    whole, sharded = build(), build()
-    expected = {n: ternary_codes(m.weight) for n, m in whole.named_modules() if isinstance(m, BitLinear)}
+    wide = replace(ODD, hidden_size=64, intermediate_size=88, head_dim=24)
+    configs = [ODD, replace(ODD, quantization=OTHER.stored_as("online"))]
+    configs.append(replace(wide, quantization=BINARY.stored_as("online")))
+    print(json.dumps([compare(config) for config in configs]))
+    dist.destroy_process_group()
+
+
+def compare(config):
+    """Compare at full and at half strength, and take a gradient through the shards."""
+    whole, sharded = build(config), build(config)
+    expected = {n: codes(m) for n, m in whole.named_modules() if isinstance(m, BitLinear)}
     for layer in sharded.model.layers:
         fully_shard(layer)
     fully_shard(sharded)
@@ -54,13 +77,12 @@ def main(rank, meeting):
     for name, module in sharded.named_modules():
         if isinstance(module, BitLinear):
             module.register_forward_pre_hook(
-                lambda module, _, name=name: found.__setitem__(name, ternary_codes(module.weight))
+                lambda module, _, name=name: found.__setitem__(name, codes(module))
             )
     sharded.loss(ids[:, :-1], ids[:, 1:])
     same = [torch.equal(a, b) for name in expected for a, b in zip(found[name], expected[name], strict=True)]
     state = sharded.state_dict().keys() == whole.state_dict().keys()
-    print(json.dumps({"losses": rows, "same": same, "checks": [shards, gradients, state]}))
-    dist.destroy_process_group()
+    return {"losses": rows, "same": same, "checks": [shards, gradients, state]}
 
 
 if __name__ == "__main__":

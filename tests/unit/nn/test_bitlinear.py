@@ -290,3 +290,24 @@ def test_impossible_settings_are_refused():
         set_quantization(layer, 1.0, 5)
     assert layer.quantised
     assert (layer.strength, layer.inputs) == (None, "int8")
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by PyTorch itself
+def test_compiles_without_a_graph_break_whatever_the_recipe():
+    torch.manual_seed(0)
+    recipes = [
+        LinearRecipe(inputs="int8-top50", norm="layer", rotate=True, row_groups=12),
+        LinearRecipe("binary", inputs="fp4", column_groups=3),
+    ]
+    layers = nn.Sequential(BitLinear(18, 12, recipe=recipes[0]), BitLinear(12, 6, recipe=recipes[1]))
+    compiled = torch.compile(layers, fullgraph=True, backend="aot_eager")
+    for low_bit in (False, True):
+        set_quantization(layers, 1.0, low_bit=low_bit)
+        results = []
+        for function in (layers, compiled):
+            layers.zero_grad()
+            y = function(torch.linspace(-1, 2, 54).reshape(3, 18))
+            y.square().sum().backward()
+            results.append([y.detach(), *(parameter.grad for parameter in layers.parameters())])
+        for one, other in zip(*results, strict=True):
+            torch.testing.assert_close(one, other)

@@ -8,6 +8,7 @@ from torch import nn
 
 from bitnet.errors import InputError
 from bitnet.nn import BitLinear, convert
+from bitnet.quant_config import LinearRecipe
 
 
 class Tied(nn.Module):
@@ -155,3 +156,33 @@ def test_what_cannot_be_meant_is_refused_and_nothing_changes(model, skip, messag
         convert(model, skip)
     if isinstance(model, nn.Module):
         assert not any(isinstance(module, BitLinear) for module in model.modules())
+
+
+def test_layers_take_a_recipe_or_each_its_own():
+    torch.manual_seed(0)
+    recipe = LinearRecipe("binary", inputs="int4", rotate=True, norm="layer")
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4)).eval()
+    twin = nn.Sequential(BitLinear(8, 6, recipe=recipe), BitLinear(6, 4, recipe=recipe))
+    twin.load_state_dict(model.state_dict(), strict=False)
+    convert(model, recipe=recipe)
+    assert model.state_dict().keys() == twin.state_dict().keys()
+    assert not model[0].layer_norm.training
+    x = torch.randn(3, 8)
+    assert torch.equal(model(x), twin(x))
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    asked = []
+
+    def rows(name, layer):
+        asked.append(name)
+        return LinearRecipe(row_groups=layer.out_features)
+
+    convert(model, recipe=rows)
+    assert asked == ["0", "1"]
+    assert [layer.recipe.row_groups for layer in model] == [6, 4]
+
+
+def test_groups_that_do_not_divide_change_nothing():
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 4))
+    with pytest.raises(InputError, match="1: a layer of 6 inputs and 4 outputs cannot be split"):
+        convert(model, recipe=LinearRecipe(row_groups=3))
+    assert all(type(layer) is nn.Linear for layer in model)

@@ -26,3 +26,35 @@ def test_computes_in_float32():
     x = torch.randn(3, 8).to(torch.bfloat16)
     norm = InnerNorm(8, "layer", 1e-5)
     assert torch.equal(norm(x), norm(x.float()))
+
+
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+@pytest.mark.parametrize("shape", [(12,), (3, 12), (2, 3, 12)])
+def test_gradients_are_those_of_differences(kind, shape):
+    """In float64, where x + h and x - h tell one digit after the other."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(shape, dtype=torch.float64), torch.randn(12, dtype=torch.float64)
+    norm = InnerNorm(12, kind, 0.1, 3)
+    with torch.no_grad():
+        norm.weight.copy_(weight)
+    upstream = torch.randn(shape)
+    x32 = x.float().requires_grad_()
+    norm(x32).backward(upstream)
+
+    def loss(x, weight):
+        parts = x.unflatten(-1, (3, 4))
+        if kind == "layer":
+            parts = parts - parts.mean(-1, keepdim=True)
+        parts = parts / (parts.square().mean(-1, keepdim=True) + 0.1).sqrt()
+        return (parts.flatten(-2) * weight * upstream).sum()
+
+    for values, found in ((x, x32.grad), (weight, norm.weight.grad)):
+        for index in np.ndindex(*values.shape):
+            before = values[index].item()
+            sides = []
+            for step in (1e-5, -1e-5):
+                values[index] = before + step
+                sides.append(loss(x, weight).item())
+            values[index] = before
+            difference = (sides[0] - sides[1]) / 2e-5
+            assert found[index].item() == pytest.approx(difference, rel=1e-3, abs=1e-5)

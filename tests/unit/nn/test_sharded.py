@@ -27,13 +27,11 @@ def test_sharded_layers_give_the_codes_and_the_loss_of_whole_ones(tmp_path):
     ]
     for job, (output, errors) in [(job, job.communicate()) for job in jobs]:
         assert job.returncode == 0, errors
-        result = json.loads(output)
-        for whole, sharded in result["losses"]:
-            assert sharded == pytest.approx(whole, abs=1e-6)
-        assert len(result["same"]) == 2 * 14  # codes and scale of seven projections in two layers
-        assert all(result["same"])
-        assert result["checks"] == [
-            True,
-            True,
-            True,
-        ]  # sharded, gradients, state dict keys
+        results = json.loads(output)
+        assert len(results) == 3
+        for result in results:
+            for whole, sharded in result["losses"]:
+                assert sharded == pytest.approx(whole, abs=1e-6)
+            assert len(result["same"]) == 2 * 14  # codes and scales of seven projections in two layers
+            assert all(result["same"])
+            assert result["checks"] == [True, True, True]  # sharded, gradients, state dict keys

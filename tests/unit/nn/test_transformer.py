@@ -10,6 +10,8 @@ from bitnet.errors import InputError
 from bitnet.formats.tensor_names import count_parameters, expected_tensors
 from bitnet.nn import BitLinear, FrozenBitLinear, KeyValueCache, Transformer
 from bitnet.nn.bitlinear import set_quantization
+from bitnet.quant_config import VARIANTS as LINE
+from bitnet.quant_config import Inputs, QuantConfig
 
 ODD = ModelConfig(
     vocab_size=1000,
@@ -20,11 +22,18 @@ ODD = ModelConfig(
     num_key_value_heads=3,
     max_position_embeddings=64,
 ).with_quantization("online")
+GROUPS = QuantConfig(weights="binary", scales="group", groups=4, norms="pre-linear")
 VARIANTS = {
     "plain": ODD,
     "head_dim": replace(ODD, head_dim=20),
     "biases": replace(ODD, attention_bias=True, mlp_bias=True),
     "untied silu": replace(ODD, tie_word_embeddings=False, hidden_act="silu"),
+    "rows": replace(ODD, quantization=QuantConfig(scales="row").stored_as("online")),
+    "groups": replace(ODD, quantization=GROUPS.stored_as("online")),
+} | {
+    name: replace(ODD, quantization=quantization.stored_as("online"))
+    for name, quantization in LINE.items()
+    if name != "b1.58"
 }
 
 
@@ -42,10 +51,14 @@ def test_state_dict_is_the_published_key_set(model):
 
 def test_projections_follow_the_storage_mode():
     for mode, kind in (("online", BitLinear), ("offline", FrozenBitLinear)):
-        model = Transformer(ODD.with_quantization(mode))
-        found = [module for name, module in model.named_modules() if name.endswith("_proj")]
-        assert len(found) == 14
-        assert all(type(module) is kind for module in found)
+        for config in VARIANTS.values():
+            model = Transformer(config.with_quantization(mode))
+            found = {name: module for name, module in model.named_modules() if name.endswith("_proj")}
+            assert len(found) == 14
+            for name, module in found.items():
+                assert type(module) is kind
+                rows = (module.weight if mode == "online" else module.codes).shape[0]
+                assert module.recipe == config.quantization.recipe(name, rows)
 
 
 def test_weights_start_with_the_configured_spread(model):
@@ -67,11 +80,10 @@ def test_cached_pieces_give_the_logits_of_the_whole(model):
         assert cache.length == 11
         cache.truncate(5)
         again = model(ids[:, 5:], cache)
-    # attention sums in another order, so an int8 code may flip; a wrong mask or position moves logits by
-    # as much as they spread
-    tolerance = 0.1 * whole.std().item()
-    torch.testing.assert_close(torch.cat(pieces, 1), whole, atol=tolerance, rtol=0)
-    torch.testing.assert_close(again, whole[:, 5:], atol=tolerance, rtol=0)
+    # attention sums in another order, so a code may flip, which moves a logit by a part of their spread; a
+    # wrong mask or position moves all of them by as much as they spread
+    for found, expected in ((torch.cat(pieces, 1), whole), (again, whole[:, 5:])):
+        assert (found - expected).abs().mean() < 0.05 * whole.std()
 
 
 def test_no_token_sees_a_later_one(model):
@@ -127,10 +139,16 @@ def gradients(model, loss, ids):
     return value.detach(), [parameter.grad.clone() for parameter in model.parameters()]
 
 
+ROTATED = QuantConfig(
+    inputs=Inputs("fp4", "int4", "int8-top50", "int1"), norms="linear", norm_kind="layer", rotation="hadamard"
+)
+
+
 @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
-def test_checkpointing_changes_no_bit(strength):
+@pytest.mark.parametrize("quantization", [QuantConfig(), ROTATED], ids=["b1.58", "other quantisers"])
+def test_checkpointing_changes_no_bit(quantization, strength):
     torch.manual_seed(0)
-    model = Transformer(TINY)
+    model = Transformer(replace(TINY, quantization=quantization.stored_as("online")))
     set_quantization(model, strength, 8)
     ids = torch.randint(0, 40, (2, 9))
     expected, calls = gradients(model, model.loss, ids), []
