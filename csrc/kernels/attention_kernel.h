@@ -16,15 +16,42 @@ struct Sums {
   f32x16 row[Rows];
 };
 
-template <class Source, std::size_t Rows>
-Sums<Rows> add_products(Sums<Rows> sums, const float* a, std::size_t stride,
-                        const typename Source::type* panel, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i) {
-    const f32x16 b = Source::load(panel + i * kLanes);
-    for (std::size_t r = 0; r < Rows; ++r) sums.row[r] = fma(f32x16::set1(a[r * stride + i]), b, sums.row[r]);
-  }
-  return sums;
+// Vector i of a panel is b.
+template <std::size_t Rows>
+void add_product(Sums<Rows>& sums, const float* a, std::size_t stride, std::size_t i, f32x16 b) {
+  for (std::size_t r = 0; r < Rows; ++r) sums.row[r] = fma(f32x16::set1(a[r * stride + i]), b, sums.row[r]);
 }
+
+// A panel as it lies in memory.
+template <class Source>
+struct StoredPanel {
+  const typename Source::type* data;
+
+  template <std::size_t Rows>
+  Sums<Rows> add_products(Sums<Rows> sums, const float* a, std::size_t stride, std::size_t first,
+                          std::size_t end) const {
+    for (std::size_t i = first; i < end; ++i)
+      add_product(sums, a, stride, i, Source::load(data + i * kLanes));
+    return sums;
+  }
+};
+
+// A panel of codes that is restored on its way through the registers.
+template <std::size_t Bits, class Restore>
+struct CodePanel {
+  const std::uint32_t* words;
+  Restore restore;  // (vector, its codes) -> f32x16
+
+  template <std::size_t Rows>
+  Sums<Rows> add_products(Sums<Rows> sums, const float* a, std::size_t stride, std::size_t first,
+                          std::size_t end) const {
+    if (first == end) return sums;
+    each_vector<Bits>(words, end, [&](std::size_t i, u32x16 codes) {
+      if (i >= first) add_product(sums, a, stride, i, restore(i, codes));
+    });
+    return sums;
+  }
+};
 
 // Calls f(first row, constant number of rows) until all rows are done.
 template <class Function>
@@ -65,7 +92,6 @@ void softmax_block(float* scores, std::size_t visible, float* state) {
 template <class Stored>
 class StoredPanels {
  public:
-  using Source = Stored;
   using Element = typename Stored::type;
 
   StoredPanels(const AttentionTile& tile, const Element* k, const Element* v)
@@ -77,8 +103,8 @@ class StoredPanels {
     v_ += kKeyBlock * padded_head(head_dim_);
   }
   // The panel of sixteen positions from `position` on, and that of sixteen components from `component` on.
-  const Element* keys(std::size_t position) { return k_ + position * head_dim_; }
-  const Element* values(std::size_t component) { return v_ + component * kKeyBlock; }
+  StoredPanel<Stored> keys(std::size_t position) { return {k_ + position * head_dim_}; }
+  StoredPanel<Stored> values(std::size_t component) { return {v_ + component * kKeyBlock}; }
 
  private:
   std::size_t head_dim_;
@@ -89,20 +115,22 @@ class StoredPanels {
 template <class Stored>
 class WidenedPanels {
  public:
-  using Source = F32Source;
-
   WidenedPanels(const AttentionTile& tile, StoredPanels<Stored> stored, float* scratch)
       : head_dim_(tile.head_dim), stored_(stored), scratch_(scratch) {}
 
   void begin_block() {}
   void end_block() { stored_.end_block(); }
-  const float* keys(std::size_t position) { return widen(stored_.keys(position), kLanes * head_dim_); }
-  const float* values(std::size_t component) { return widen(stored_.values(component), kLanes * kKeyBlock); }
+  StoredPanel<F32Source> keys(std::size_t position) {
+    return widen(stored_.keys(position).data, kLanes * head_dim_);
+  }
+  StoredPanel<F32Source> values(std::size_t component) {
+    return widen(stored_.values(component).data, kLanes * kKeyBlock);
+  }
 
  private:
-  const float* widen(const typename Stored::type* from, std::size_t n) {
+  StoredPanel<F32Source> widen(const typename Stored::type* from, std::size_t n) {
     for (std::size_t i = 0; i < n; i += kLanes) Stored::load(from + i).store(scratch_ + i);
-    return scratch_;
+    return {scratch_};
   }
 
   std::size_t head_dim_;
@@ -110,11 +138,12 @@ class WidenedPanels {
   float* scratch_;
 };
 
+#include "kv_code_panels.h"
+
 // One block of kKeyBlock positions, of which the tile's last token sees `keys - first`.
 template <class Panels>
 void attend_block(const AttentionTile& tile, std::size_t first, const float* q, Panels& panels, float* scores,
                   float* partial) {
-  using Source = typename Panels::Source;
   const std::size_t rows = tile.tokens * tile.heads, width = padded_head(tile.head_dim);
   const std::size_t stride = width + kLanes;
   const auto visible = [&](std::size_t row) {
@@ -124,18 +153,18 @@ void attend_block(const AttentionTile& tile, std::size_t first, const float* q, 
   const f32x16 scale = f32x16::set1(tile.scale);
   panels.begin_block();
   for (std::size_t j = 0; j < visible(rows - 1); j += kLanes) {
-    const auto* panel = panels.keys(j);
+    const auto panel = panels.keys(j);
     by_register_rows(rows, [&](std::size_t r, auto count) {
       Sums<count> sums;
       for (f32x16& sum : sums.row) sum = f32x16::zero();
-      sums = add_products<Source>(sums, q + r * tile.head_dim, tile.head_dim, panel, tile.head_dim);
+      sums = panel.add_products(sums, q + r * tile.head_dim, tile.head_dim, 0, tile.head_dim);
       for (std::size_t i = 0; i < count; ++i) (sums.row[i] * scale).store(scores + (r + i) * kKeyBlock + j);
     });
   }
   for (std::size_t r = 0; r < rows; ++r)
     softmax_block(scores + r * kKeyBlock, visible(r), partial + r * stride + width);
   for (std::size_t d = 0; d < width; d += kLanes) {
-    const auto* panel = panels.values(d);
+    const auto panel = panels.values(d);
     by_register_rows(rows, [&](std::size_t r, auto count) {
       Sums<count> sums;
       float* out = partial + r * stride;
@@ -143,15 +172,30 @@ void attend_block(const AttentionTile& tile, std::size_t first, const float* q, 
         sums.row[i] = f32x16::load(out + i * stride + d) * f32x16::set1(out[i * stride + width + kShrink]);
       const float* p = scores + r * kKeyBlock;
       const std::size_t common = visible(r);
-      sums = add_products<Source>(sums, p, kKeyBlock, panel, common);
+      sums = panel.add_products(sums, p, kKeyBlock, 0, common);
       for (std::size_t i = 0; i < count; ++i) {  // later tokens see further
-        const Sums<1> one = add_products<Source>(Sums<1>{{sums.row[i]}}, p + i * kKeyBlock + common, 0,
-                                                 panel + common * kLanes, visible(r + i) - common);
+        const Sums<1> one =
+            panel.add_products(Sums<1>{{sums.row[i]}}, p + i * kKeyBlock, 0, common, visible(r + i));
         one.row[0].store(out + i * stride + d);
       }
     });
   }
   panels.end_block();
+}
+
+// One token's few rows use a panel once: it need not go through memory. With 3 bits that pays only where
+// sixteen lanes are one register: with AVX2 the four rows' sums and the codes do not fit the registers (2.1
+// times float16's time instead of 1.7).
+template <std::size_t Bits>
+void attend_block(const AttentionTile& tile, std::size_t first, const float* q, RestoredPanels<Bits>& panels,
+                  float* scores, float* partial) {
+  constexpr bool kPays = Bits != 3 || alignof(f32x16) == 64;
+  if (kPays && tile.tokens == 1 && tile.heads <= kRegisterRows && !panels.has_first()) {
+    typename RestoredPanels<Bits>::Fused fused{panels};
+    attend_block<typename RestoredPanels<Bits>::Fused>(tile, first, q, fused, scores, partial);
+  } else {
+    attend_block<RestoredPanels<Bits>>(tile, first, q, panels, scores, partial);
+  }
 }
 
 // `scratch` is what is left of it behind the panel's part.

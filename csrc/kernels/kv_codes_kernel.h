@@ -53,87 +53,23 @@ void each_vector(const std::uint32_t* words, std::size_t n, Function f) {
   u32x16 high = u32x16::set1(0);
   for (std::size_t v = 0; v < n; v += kVectors, words += kLanes) {
     u32x16 low = u32x16::load(words);
-    if (Bits == 3 && v % 32 == 0) high = u32x16::load(words + 2 * kLanes);
-    for (std::size_t i = v; i < n && i < v + kVectors; ++i) {
+    // Moved to where the high bit of the word's first vector is bit 2 of its code.
+    if (Bits == 3)
+      high = v % 32 == 0 ? u32x16::load(words + 2 * kLanes).template left<2>()
+                         : u32x16::load(words + kLanes).template right<14>();
+    const auto next = [&](std::size_t i) {
       u32x16 code = low & mask;
       if (Bits == 3) {
-        code = code | (high.template left<2>() & four);
+        code = code | (high & four);
         high = high.template right<1>();
       }
       f(i, code);
       low = low.template right<static_cast<int>(kLowBits)>();
-    }
+    };
+    if (v + kVectors <= n)  // a constant number of turns, for the compiler
+      for (std::size_t i = 0; i < kVectors; ++i) next(v + i);
+    else
+      for (std::size_t i = v; i < n; ++i) next(i);
     if (Bits == 3 && v % 32 != 0) words += kLanes;  // over the high bits
   }
 }
-
-// A block's panels for attention_kernel.h, restored to float32 one at a time.
-template <std::size_t Bits>
-class RestoredPanels {
- public:
-  using Source = F32Source;
-
-  RestoredPanels(const AttentionTile& tile, const KvCodes& codes, float* scratch)
-      : layout_{Bits, tile.head_dim}, block_(codes.blocks), first_(codes.first), scratch_(scratch) {}
-
-  void begin_block() {
-    for (std::size_t j = 0; j < kKeyBlock; j += kLanes) {
-      const f32x16 low = range(KvRange::value_low, j), step = step_from(low, range(KvRange::value_high, j));
-      step.store(value_step_ + j);
-      (low + step * f32x16::set1(0.5f)).store(value_base_ + j);
-    }
-  }
-
-  void end_block() {
-    block_ += layout_.words();
-    first_ = nullptr;
-  }
-
-  const float* keys(std::size_t position) {
-    const f32x16 low = range(KvRange::key_low, position);
-    const f32x16 step = step_from(low, range(KvRange::key_high, position));
-    const f32x16 base = low + step * f32x16::set1(0.5f);
-    each_vector<Bits>(block_ + layout_.keys(position), layout_.head_dim, [&](std::size_t d, u32x16 codes) {
-      (codes.to_float() * step + base).store(scratch_ + d * kLanes);
-    });
-    if (first_ != nullptr && position == 0) restore_first(KvRange::key_low, 0, layout_.head_dim, kLanes);
-    return scratch_;
-  }
-
-  const float* values(std::size_t component) {
-    each_vector<Bits>(block_ + layout_.values(component), kKeyBlock, [&](std::size_t j, u32x16 codes) {
-      (codes.to_float() * f32x16::set1(value_step_[j]) + f32x16::set1(value_base_[j]))
-          .store(scratch_ + j * kLanes);
-    });
-    if (first_ != nullptr)
-      restore_first(KvRange::value_low, padded_head(layout_.head_dim) + component, kLanes, 1);
-    return scratch_;
-  }
-
- private:
-  // Sixteen positions' ends of one kind.
-  f32x16 range(KvRange kind, std::size_t position) const {
-    const auto* halves = reinterpret_cast<const std::uint16_t*>(block_ + layout_.ranges());
-    return f32x16::load_f16(halves + static_cast<std::size_t>(kind) * kKeyBlock + position);
-  }
-  static f32x16 step_from(f32x16 low, f32x16 high) {
-    return (high - low) * f32x16::set1(1.0f / static_cast<float>(1u << Bits));
-  }
-
-  // `count` 4-bit codes of the first position from `from` on, into every `stride`-th float of the panel.
-  void restore_first(KvRange low_kind, std::size_t from, std::size_t count, std::size_t stride) {
-    alignas(64) float low[kLanes], high[kLanes];
-    range(low_kind, 0).store(low);
-    range(static_cast<KvRange>(static_cast<std::size_t>(low_kind) + 1), 0).store(high);
-    const float step = (high[0] - low[0]) * (1.0f / 16.0f), base = low[0] + step * 0.5f;
-    for (std::size_t i = from; i < from + count; ++i)
-      scratch_[(i - from) * stride] = static_cast<float>(first_[i / 2] >> i % 2 * 4 & 15) * step + base;
-  }
-
-  KvBlock layout_;
-  const std::uint32_t* block_;
-  const std::uint8_t* first_;
-  float* scratch_;
-  alignas(64) float value_step_[kKeyBlock];
-  alignas(64) float value_base_[kKeyBlock];
-};

@@ -103,7 +103,7 @@ def _joules(energy: Joules) -> dict[str, float]:
 
 def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything `bitnet info --json` prints."""
-    from bitnet.energy import kv_cache_bytes
+    from bitnet.quantize.kv_cache import bytes_per_head
 
     config = checkpoint.config
     names = sorted((name for name in checkpoint.tensors if not name.endswith("_scale")), key=_reading_order)
@@ -112,7 +112,8 @@ def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
     ternary = sum(row["parameters"] for row in tensors if row["ternary"])
     stored = {name: tensor.nbytes for name, tensor in checkpoint.tensors.items()}
     ternary_bytes = sum(stored[row["name"]] for row in tensors if row["ternary"])
-    kv_bytes = kv_cache_bytes(config, tokens=1)
+    kv_heads = config.num_hidden_layers * config.num_key_value_heads
+    kv_bytes = kv_heads * bytes_per_head(config.head_dim, config.quantization.kv_bits)
     return {
         "model": checkpoint.where,
         "parameters": parameters,

@@ -5,9 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from bitnet.config import preset
+from bitnet.cli.info import summarize
+from bitnet.config import ModelConfig, preset
 from bitnet.formats.checkpoint import read_checkpoint
 from bitnet.formats.synthesize import synthesize
+from bitnet.quant_config import QuantConfig
 from bitnet.quantize.packing import unpack_2bit
 
 
@@ -67,3 +69,15 @@ def test_counts_both_zeros(bitnet, broken):
     rows = json.loads(bitnet("info", broken, "--json").out)["tensors"]
     (norm,) = [row for row in rows if row["name"] == "model.norm.weight"]
     assert norm["zero_fraction"] == 2 / ((end - start) // 2)
+
+
+@pytest.mark.parametrize(("bits", "expected"), [(16, 512), (8, 264), (4, 136), (3, 104)])
+def test_memory_of_keys_and_values_follows_the_configuration(tmp_path, bits, expected):
+    shape = {"vocab_size": 16, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 128}
+    quantization = QuantConfig("autobitlinear", kv_bits=bits)
+    config = ModelConfig(**shape, **heads, max_position_embeddings=100, quantization=quantization)
+    synthesize(config, tmp_path / "model", mode=quantization.quantization_mode)
+    memory = summarize(read_checkpoint(tmp_path / "model"))["memory_bytes"]
+    assert memory["kv_cache_per_token"] == 2 * expected
+    assert memory["kv_cache_full_context"] == 2 * expected * 100
