@@ -291,6 +291,8 @@ class TrainingConfig:
         model: the shape and the quantisers; `preset`, `variant` (`bitnet.quant_config`) and Hugging Face's
             keys, `quantization_config` among them.
         initial: a folder or Hub id of masters to continue from; None: random weights.
+        branch_norm: what the norms before o_proj and down_proj of a new model begin with; None: 1/√(2 L n),
+            L layers and n inputs, with which a deep model learns from its first steps (train/initial.py).
         seed: of initial weights and data order.
     Raises:
         ConfigError: values contradict each other; the message names them.
@@ -300,6 +302,7 @@ class TrainingConfig:
     data: DataConfig
     schedule: ScheduleConfig
     initial: str | None = None
+    branch_norm: _Positive | None = None
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)

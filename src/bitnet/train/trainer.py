@@ -31,6 +31,7 @@ from bitnet.train.code_health import CodeHealth
 from bitnet.train.config import CONFIG_FILE, TrainingConfig
 from bitnet.train.export import computed_config, export, whole_tensors
 from bitnet.train.guard import Guard
+from bitnet.train.initial import quieten_branches
 from bitnet.train.masters import load_masters
 from bitnet.train.optimizer import build_optimizer, follow_schedule
 from bitnet.train.order import Batches
@@ -81,7 +82,9 @@ class Trainer:
         self.schedule = Schedule(config.schedule, config.data.tokens_per_step)
         torch.manual_seed(config.seed)
         self.model = Transformer(config.model)
-        if initial is not None:
+        if initial is None:
+            quieten_branches(self.model, config.branch_norm)
+        else:
             load_masters(self.model, initial)
         self.model.to(parallel.device)
         self.model.model.activation_checkpointing = config.compute.activation_checkpointing
