@@ -7,11 +7,12 @@
 
 #include <memory>
 #include <mutex>
-#include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "model/bit_matrix.h"
+#include "model/sign_matrix.h"
+#include "weight_arrays.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -19,32 +20,19 @@ using namespace nb::literals;
 namespace bitnet {
 namespace {
 
-using Bits = nb::ndarray<const std::uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Planes = nb::ndarray<const std::uint8_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
-using Codes = nb::ndarray<const std::int8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Floats = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
-
-template <class T>
-nb::ndarray<nb::numpy, T> new_array(std::unique_ptr<T[]> data, std::initializer_list<std::size_t> shape) {
-  T* raw = data.release();
-  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::ndarray<nb::numpy, T>(raw, shape, owner);
-}
 
 // Threads, kernels and scratch that matrices share. One job at a time; callers wait.
 struct BitPool {
   BitPool(std::size_t count, const std::string& isa)
-      : kernels(binary_kernels(select_kernels(isa))), threads(check(count)) {}
+      : engine(select_kernels(isa)), kernels(binary_kernels(engine)), threads(check(count)) {}
 
   static std::size_t check(std::size_t count) {
     require(count >= 1 && count <= 1024, "threads must be in 1..1024");
     return count;
   }
 
+  const Kernels& engine;
   const BinaryKernels& kernels;
   ThreadPool threads;
   BitScratch scratch;
@@ -55,6 +43,7 @@ struct BitPool {
 struct PooledMatrix {
   BitMatrix matrix;
   BitPool& pool;
+  std::unique_ptr<SignMatrix> signs;  // made by the first product with int8, under the pool's mutex
 };
 
 // Bounds every sum: 128 a column at most.
@@ -63,16 +52,16 @@ void check_columns(std::size_t columns, std::size_t bytes) {
   require(bytes == (columns + 7) / 8, "a row must have (columns + 7) / 8 bytes");
 }
 
-PooledMatrix make_binary(const Bits& bits, std::size_t columns, BitPool& pool) {
+PooledMatrix make_binary(const U8Matrix& bits, std::size_t columns, BitPool& pool) {
   check_columns(columns, bits.shape(1));
   const std::size_t rows = bits.shape(0);
   const std::uint8_t* data = bits.data();
   const nb::gil_scoped_release release;
   const std::lock_guard<std::mutex> lock(pool.mutex);
-  return {BitMatrix::binary(data, rows, columns, pool.threads), pool};
+  return {BitMatrix::binary(data, rows, columns, pool.threads), pool, nullptr};
 }
 
-PooledMatrix make_ternary(const Bits& plus, const Bits& minus, std::size_t columns, BitPool& pool) {
+PooledMatrix make_ternary(const U8Matrix& plus, const U8Matrix& minus, std::size_t columns, BitPool& pool) {
   check_columns(columns, plus.shape(1));
   require(plus.shape(0) == minus.shape(0) && plus.shape(1) == minus.shape(1),
           "plus and minus have different shapes");
@@ -80,7 +69,7 @@ PooledMatrix make_ternary(const Bits& plus, const Bits& minus, std::size_t colum
   const std::uint8_t *p = plus.data(), *m = minus.data();
   const nb::gil_scoped_release release;
   const std::lock_guard<std::mutex> lock(pool.mutex);
-  return {BitMatrix::ternary(p, m, rows, columns, pool.threads), pool};
+  return {BitMatrix::ternary(p, m, rows, columns, pool.threads), pool, nullptr};
 }
 
 // y [tokens][rows], filled by `product(y)` without the GIL.
@@ -96,7 +85,7 @@ nb::ndarray<nb::numpy, std::int32_t> multiply(const PooledMatrix& self, std::siz
   return new_array(std::move(y), {tokens, rows});
 }
 
-nb::ndarray<nb::numpy, std::int32_t> multiply_signs(const PooledMatrix& self, const Bits& x) {
+nb::ndarray<nb::numpy, std::int32_t> multiply_signs(const PooledMatrix& self, const U8Matrix& x) {
   check_columns(self.matrix.columns(), x.shape(1));
   BitPool& pool = self.pool;
   return multiply(self, x.shape(0), [&, bits = x.data(), tokens = x.shape(0)](std::int32_t* y) {
@@ -114,16 +103,24 @@ nb::ndarray<nb::numpy, std::int32_t> multiply_planes(const PooledMatrix& self, c
   });
 }
 
-nb::ndarray<nb::numpy, std::int32_t> multiply_int8(const PooledMatrix& self, const Codes& x) {
+nb::ndarray<nb::numpy, std::int32_t> multiply_int8(PooledMatrix& self, const I8Matrix& x) {
   require(!self.matrix.is_ternary(), "int8 activations need binary weights");
   require(x.shape(1) == self.matrix.columns(), "x and the matrix disagree in columns");
   BitPool& pool = self.pool;
   return multiply(self, x.shape(0), [&, codes = x.data(), tokens = x.shape(0)](std::int32_t* y) {
-    self.matrix.multiply_int8(pool.kernels, pool.threads, pool.scratch, codes, tokens, y);
+    const std::size_t columns = self.matrix.columns();
+    if (columns > SignMatrix::kMostColumns) {
+      std::uint8_t* bits = pool.scratch.bytes.reserve(tokens * kMostPlanes * ((columns + 7) / 8));
+      pack_planes(pool.kernels, pool.threads, codes, tokens, columns, kMostPlanes, bits);
+      return self.matrix.multiply_planes(pool.kernels, pool.threads, pool.scratch, bits, tokens, kMostPlanes,
+                                         y);
+    }
+    if (self.signs == nullptr) self.signs = std::make_unique<SignMatrix>(self.matrix, pool.threads);
+    self.signs->multiply(pool.engine, pool.threads, pool.scratch, codes, tokens, y);
   });
 }
 
-nb::ndarray<nb::numpy, std::uint8_t> pack_sign_rows(const Floats& x, BitPool& pool) {
+nb::ndarray<nb::numpy, std::uint8_t> pack_sign_rows(const F32Matrix& x, BitPool& pool) {
   const std::size_t tokens = x.shape(0), columns = x.shape(1), bytes = (columns + 7) / 8;
   const float* from = x.data();
   std::unique_ptr<std::uint8_t[]> bits(new std::uint8_t[tokens * bytes]);
@@ -137,7 +134,8 @@ nb::ndarray<nb::numpy, std::uint8_t> pack_sign_rows(const Floats& x, BitPool& po
   return new_array(std::move(bits), {tokens, bytes});
 }
 
-nb::ndarray<nb::numpy, std::uint8_t> pack_plane_rows(const Codes& codes, std::size_t planes, BitPool& pool) {
+nb::ndarray<nb::numpy, std::uint8_t> pack_plane_rows(const I8Matrix& codes, std::size_t planes,
+                                                     BitPool& pool) {
   require(planes >= 1 && planes <= kMostPlanes, "planes must be in 1..8");
   const std::size_t tokens = codes.shape(0), columns = codes.shape(1), bytes = (columns + 7) / 8;
   const std::int8_t* from = codes.data();

@@ -4,29 +4,16 @@
 #include <nanobind/stl/string.h>
 
 #include <memory>
-#include <stdexcept>
 #include <string>
 
 #include "model/kv_cache.h"
+#include "weight_arrays.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 namespace bitnet {
 namespace {
-
-using Rows = nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-void require(bool condition, const char* what) {
-  if (!condition) throw std::invalid_argument(what);
-}
-
-template <class T>
-nb::ndarray<nb::numpy, T> new_array(std::unique_ptr<T[]> data, std::initializer_list<std::size_t> shape) {
-  T* raw = data.release();
-  nb::capsule owner(raw, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  return nb::ndarray<nb::numpy, T>(raw, shape, owner);
-}
 
 void truncate(KvCache& cache, std::size_t length) {
   require(length <= cache.length(), "length is beyond what the cache holds");
@@ -44,7 +31,7 @@ nb::ndarray<nb::numpy, float> read(const KvCache& cache, std::size_t layer, std:
 }
 
 // Codes uint8 [rows][columns], and float16 bits uint16 [rows][2].
-nb::tuple quantize_head(const Rows& x, std::size_t bits, const std::string& isa) {
+nb::tuple quantize_head(const F32Matrix& x, std::size_t bits, const std::string& isa) {
   const Kernels& kernels = select_kernels(isa);
   require(bits == 3 || bits == 4 || bits == 8, "bits must be 3, 4 or 8");
   const std::size_t rows = x.shape(0), columns = x.shape(1);

@@ -119,13 +119,9 @@ void count_planes(const std::uint32_t* weights, std::size_t words, const std::ui
 
 #include "binary_gemm.h"
 #include "binary_pack_avx.h"
-#include "binary_tables.h"
 
-// A Zen 4 core, 2560 rows of 2560: tables take the time of 8 tokens in eight planes.
-constexpr std::size_t kFewestTokens = 8;
-
-constexpr BinaryKernels avx2_table = {"avx2",      bit_gemm<BinaryBits>, bit_gemm<TernaryBits>, pack_signs,
-                                      pack_planes, sign_table_gemm,      kFewestTokens};
+constexpr BinaryKernels avx2_table = {"avx2", bit_gemm<BinaryBits>, bit_gemm<TernaryBits>, pack_signs,
+                                      pack_planes};
 
 }  // namespace
 

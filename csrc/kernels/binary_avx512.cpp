@@ -85,14 +85,9 @@ void count_planes(const std::uint32_t* weights, std::size_t words, const std::ui
 
 #include "binary_gemm.h"
 #include "binary_pack_avx.h"
-#include "binary_tables.h"
-
-// A Zen 4 core, 2560 rows of 2560: tables take the time of 16 tokens in eight planes.
-constexpr std::size_t kFewestTokens = 17;
 
 constexpr BinaryKernels avx512_table = {"avx512_vpopcntdq", bit_gemm<BinaryBits>, bit_gemm<TernaryBits>,
-                                        pack_signs,         pack_planes,          sign_table_gemm,
-                                        kFewestTokens};
+                                        pack_signs, pack_planes};
 
 }  // namespace
 

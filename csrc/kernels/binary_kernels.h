@@ -56,15 +56,6 @@ struct BitProduct {
   std::size_t y_stride;
 };
 
-// A call of sign_table_gemm takes at most this many tokens, and eight tables of sixteen entries, int16 and
-// int32 sums as working memory.
-constexpr std::size_t kSignTableTokens = 32;
-
-constexpr std::size_t sign_table_scratch_bytes(std::size_t rows) {
-  return kSignTableTokens *
-         (8 * 16 * sizeof(std::int16_t) + padded_rows(rows) * (sizeof(std::int16_t) + sizeof(std::int32_t)));
-}
-
 struct BinaryKernels {
   const char* name;
 
@@ -77,15 +68,6 @@ struct BinaryKernels {
   // Plane j, (n + 7) / 8 bytes each, holds bit j of every code. False if a code needs more than `planes`
   // bits.
   bool (*pack_planes)(const std::int8_t* codes, std::size_t n, std::size_t planes, std::uint8_t* bits);
-
-  // Binary weights and int8 inputs by tables over tokens; null where counting is all there is. It is the
-  // faster one for at least `fewest_tokens` of them.
-  //   x        int8 [tokens][32 * words]; 1..kSignTableTokens tokens, and the time of all of them
-  //   scratch  sign_table_scratch_bytes(rows), aligned to 64 bytes; nothing is expected in it
-  void (*sign_table_gemm)(const std::uint32_t* weights, std::size_t rows, std::size_t words,
-                          const std::int8_t* x, std::size_t tokens, void* scratch, std::int32_t* y,
-                          std::size_t y_stride);
-  std::size_t fewest_tokens;
 };
 
 // Those that go with a table of the other kernels: the best that need no more than this CPU has.

@@ -107,8 +107,8 @@ bool pack_planes(const std::int8_t* codes, std::size_t n, std::size_t planes, st
   return pack_few_planes(codes + i, n - i, planes, plane_bytes, bits + i / 8) && fits;
 }
 
-constexpr BinaryKernels neon_table = {
-    "neon", bit_gemm<BinaryBits>, bit_gemm<TernaryBits>, pack_signs, pack_planes, nullptr, 0};
+constexpr BinaryKernels neon_table = {"neon", bit_gemm<BinaryBits>, bit_gemm<TernaryBits>, pack_signs,
+                                      pack_planes};
 
 }  // namespace
 

@@ -51,8 +51,8 @@ bool pack_planes(const std::int8_t* codes, std::size_t n, std::size_t planes, st
   return pack_few_planes(codes, n, planes, (n + 7) / 8, bits);
 }
 
-constexpr BinaryKernels scalar_table = {
-    "scalar", bit_gemm<BinaryBits>, bit_gemm<TernaryBits>, pack_few_signs, pack_planes, nullptr, 0};
+constexpr BinaryKernels scalar_table = {"scalar", bit_gemm<BinaryBits>, bit_gemm<TernaryBits>, pack_few_signs,
+                                        pack_planes};
 
 }  // namespace
 

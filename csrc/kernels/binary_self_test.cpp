@@ -19,7 +19,6 @@ class BinarySelfTest {
   std::vector<SelfTestResult> run() {
     products("binary_gemm", &BinaryKernels::binary_gemm, 1);
     products("bit_serial_gemm", &BinaryKernels::ternary_gemm, 2);
-    tables();
     packing();
     return results_;
   }
@@ -67,54 +66,6 @@ class BinarySelfTest {
       }
     }
     finish(name);
-  }
-
-  // Against the scalar count of eight planes.
-  void tables() {
-    if (candidate_.sign_table_gemm == nullptr) return;
-    for (std::size_t words : {8, 16, 56}) {
-      for (std::size_t tokens : {1, 15, 17, 32}) {
-        const std::size_t rows = 37, stride = 41, columns = words * kWordColumns;
-        Buffer<std::uint32_t> weights = random_words(padded_rows(rows) * words);
-        std::vector<std::int8_t> x(tokens * columns);
-        for (auto& value : x) value = static_cast<std::int8_t>(random_() % 256 - 128);
-        // All -1, then (odd words all ones, even ones their sum) all +1, against all -128: the largest sums.
-        for (std::size_t word = 0; word < words; ++word) {
-          std::uint32_t* line = weights.data() + word * kGroupRows;
-          line[0] = 0u;
-          line[1] = word % 2 == 0 ? 0u : ~0u;
-        }
-        std::fill_n(x.begin(), columns, std::int8_t{-128});
-        std::vector<std::int32_t> expected(tokens * stride, -7), found(tokens * stride, -7);
-        count_int8(weights.data(), rows, words, x, tokens, expected.data(), stride);
-        Buffer<std::uint8_t> scratch(sign_table_scratch_bytes(rows));
-        std::memset(scratch.data(), 0x5a, scratch.size());
-        candidate_.sign_table_gemm(weights.data(), rows, words, x.data(), tokens, scratch.data(),
-                                   found.data(), stride);
-        compare(std::to_string(words) + " words, " + std::to_string(tokens) + " tokens", expected == found);
-      }
-    }
-    finish("sign_table_gemm");
-  }
-
-  static void count_int8(const std::uint32_t* weights, std::size_t rows, std::size_t words,
-                         const std::vector<std::int8_t>& x, std::size_t tokens, std::int32_t* y,
-                         std::size_t stride) {
-    const std::size_t columns = words * kWordColumns;
-    for (std::size_t t = 0; t < tokens; ++t) {
-      for (std::size_t row = 0; row < rows; ++row) {
-        const std::uint32_t* line = weights + row / kGroupRows * words * kGroupRows + row % kGroupRows;
-        std::int32_t sum = 0;
-        for (std::size_t k = 0; k < columns; ++k) {
-          const std::size_t word = k / kWordColumns;
-          std::uint32_t bits = line[word * kGroupRows];
-          if (word % 2 == 0) bits ^= line[(word + 1) * kGroupRows];
-          const std::int32_t value = x[t * columns + k];
-          sum += (bits >> (k % kWordColumns)) & 1u ? value : -value;
-        }
-        y[t * stride + row] = sum;
-      }
-    }
   }
 
   void packing() {

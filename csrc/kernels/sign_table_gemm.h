@@ -9,8 +9,6 @@
 // int16 holds the sums of 256 columns: 256 * 127 = 32512 < 2^15. They are then added to int32.
 
 constexpr std::size_t kSignTables = 16;  // of a pass: both halves of eight bytes
-constexpr std::size_t kSignColumnsPerPass = 4 * kSignTables;
-constexpr std::size_t kSignPassesPerFold = 256 / kSignColumnsPerPass;
 
 // The tables of bytes `byte`..`byte + 7` of every row: table 2i + h, entry e is the sum of +x where bit f of
 // e is 1 and -x where it is 0, x the activations of bit 4h + f of byte i.
@@ -42,61 +40,27 @@ void build_sign_tables(const std::int8_t* x, std::size_t columns, std::size_t to
   }
 }
 
-// As look_up of table_gemm.h.
-template <class Entry, bool First, bool Last>
-void look_up_signs(const std::uint8_t* weights, std::size_t rows, std::size_t row_bytes,
-                   const std::int16_t* tables, std::int16_t* partial, std::int32_t* total) {
-  constexpr std::uint64_t kEntryBytes = Entry::kTokens * sizeof(std::int16_t);
-  const char* start = reinterpret_cast<const char*>(tables);
-  for (std::size_t r = 0; r < rows; ++r) {
-    std::uint64_t bytes;
-    std::memcpy(&bytes, weights + r * row_bytes, sizeof(bytes));
-    if (First) _mm_prefetch(reinterpret_cast<const char*>(weights + r * row_bytes + 64), _MM_HINT_T1);
-    Entry sum = First ? Entry::zero() : Entry::load(partial + r * Entry::kTokens);
-    for (std::size_t i = 0; i < kSignTables; ++i) {
-      // half byte i times kEntryBytes, by one shift and one mask
-      const std::uint64_t shifted =
-          i < 2 ? bytes * (kEntryBytes >> 4 * i) : bytes / ((std::uint64_t{1} << 4 * i) / kEntryBytes);
-      const char* entry = start + 16 * i * kEntryBytes + (shifted & 15 * kEntryBytes);
-      sum = sum + Entry::load(reinterpret_cast<const std::int16_t*>(entry));
-    }
-    if (Last)
-      sum.add_to(total + r * Entry::kTokens);
-    else
-      sum.store(partial + r * Entry::kTokens);
+struct SignTables {
+  static constexpr std::size_t kByteWeights = 8, kBits = 4, kCount = kSignTables, kEntries = 16 * kCount;
+  static constexpr std::size_t start(std::size_t i) { return 16 * i; }
+  template <class Entry>
+  static void build(const std::int8_t* x, std::size_t columns, std::size_t tokens, std::size_t byte,
+                    std::int16_t* tables) {
+    build_sign_tables<Entry>(x, columns, tokens, byte, tables);
   }
-}
-
-template <class Entry>
-void sign_table_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
-                     std::size_t tokens, void* scratch, std::int32_t* y, std::size_t y_stride) {
-  auto* tables = static_cast<std::int16_t*>(scratch);
-  std::int16_t* partial = tables + kSignTables * 16 * Entry::kTokens;
-  auto* total = reinterpret_cast<std::int32_t*>(partial + rows * Entry::kTokens);
-  std::memset(total, 0, rows * Entry::kTokens * sizeof(total[0]));
-  const std::size_t row_bytes = columns / 8, passes = columns / kSignColumnsPerPass;
-  for (std::size_t pass = 0; pass < passes; ++pass) {
-    build_sign_tables<Entry>(x, columns, tokens, pass * 8, tables);
-    // Passes come in pairs (128 columns), so none is both the first and the last of a fold.
-    auto* add = look_up_signs<Entry, false, false>;
-    if (pass % kSignPassesPerFold == 0) add = look_up_signs<Entry, true, false>;
-    if ((pass + 1) % kSignPassesPerFold == 0 || pass + 1 == passes) add = look_up_signs<Entry, false, true>;
-    add(weights + pass * 8, rows, row_bytes, tables, partial, total);
-  }
-  store_sums<Entry>(total, rows, tokens, y, y_stride);
-}
+};
 
 void sign_gemm_many(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
                     std::size_t tokens, void* scratch, std::int32_t* y, std::size_t y_stride) {
-  static_assert(kSignTables * 16 * i16x32::kTokens * sizeof(std::int16_t) <= kTableBytes,
+  static_assert(SignTables::kEntries * i16x32::kTokens * sizeof(std::int16_t) <= kTableBytes,
                 "scratch of kernels.h");
   constexpr std::size_t kHalf = i16x16::kTokens;
   if (tokens <= kHalf)
-    return sign_table_gemm<i16x16>(weights, rows, columns, x, tokens, scratch, y, y_stride);
+    return table_gemm<SignTables, i16x16>(weights, rows, columns, x, tokens, scratch, y, y_stride);
   if constexpr (std::is_same_v<i16x32::Register, i16x32>)
-    return sign_table_gemm<i16x32>(weights, rows, columns, x, tokens, scratch, y, y_stride);
+    return table_gemm<SignTables, i16x32>(weights, rows, columns, x, tokens, scratch, y, y_stride);
   // an entry of two registers gains nothing, and its tables take twice the cache
-  sign_table_gemm<i16x16>(weights, rows, columns, x, kHalf, scratch, y, y_stride);
-  sign_table_gemm<i16x16>(weights, rows, columns, x + kHalf * columns, tokens - kHalf, scratch,
-                          y + kHalf * y_stride, y_stride);
+  table_gemm<SignTables, i16x16>(weights, rows, columns, x, kHalf, scratch, y, y_stride);
+  table_gemm<SignTables, i16x16>(weights, rows, columns, x + kHalf * columns, tokens - kHalf, scratch,
+                                 y + kHalf * y_stride, y_stride);
 }

@@ -15,7 +15,6 @@
 
 constexpr std::size_t kTables = 8;  // a pass: half as many would visit the sums twice as often
 constexpr std::size_t kColumnsPerPass = 4 * kTables;
-constexpr std::size_t kPassesPerFold = 256 / kColumnsPerPass;
 
 // As no digit is 3, the low six bits of a byte take 27 of 64 values: tables at equal alignment would fight
 // for 27 of the 64 sets of an L1 cache. These starts spread them over all sets (277 against 233 GMAC/s).
@@ -61,23 +60,37 @@ void build_tables(const std::int8_t* x, std::size_t columns, std::size_t tokens,
   }
 }
 
+// What tells one kind of tables from another: weights a byte, bits of a table's index, tables of a pass
+// (eight bytes of a row), where a table begins and how many entries all of them take, and what makes them.
+struct TernaryTables {
+  static constexpr std::size_t kByteWeights = 4, kBits = 8, kCount = kTables, kEntries = kTableEntries;
+  static constexpr std::size_t start(std::size_t i) { return kTableStart[i]; }
+  template <class Entry>
+  static void build(const std::int8_t* x, std::size_t columns, std::size_t tokens, std::size_t byte,
+                    std::int16_t* tables) {
+    build_tables<Entry>(x, columns, tokens, byte, tables);
+  }
+};
+
 // Adds an entry of each table to every row's int16 sums, starting them (First) or handing them on to the
 // int32 sums (Last).
-template <class Entry, bool First, bool Last>
+template <class Tables, class Entry, bool First, bool Last>
 void look_up(const std::uint8_t* weights, std::size_t rows, std::size_t row_bytes, const std::int16_t* tables,
              std::int16_t* partial, std::int32_t* total) {
   constexpr std::uint64_t kEntryBytes = Entry::kTokens * sizeof(std::int16_t);
+  constexpr std::uint64_t kOffsets = ((std::uint64_t{1} << Tables::kBits) - 1) * kEntryBytes;
   const char* start = reinterpret_cast<const char*>(tables);
   for (std::size_t r = 0; r < rows; ++r) {
     std::uint64_t bytes;
     std::memcpy(&bytes, weights + r * row_bytes, sizeof(bytes));
     if (First) _mm_prefetch(reinterpret_cast<const char*>(weights + r * row_bytes + 64), _MM_HINT_T1);
     Entry sum = First ? Entry::zero() : Entry::load(partial + r * Entry::kTokens);
-    for (std::size_t i = 0; i < kTables; ++i) {
-      // byte i times kEntryBytes, by one shift and one mask
+    for (std::size_t i = 0; i < Tables::kCount; ++i) {
+      // index i times kEntryBytes, by one shift and one mask
+      const std::uint64_t index = std::uint64_t{1} << Tables::kBits * i;
       const std::uint64_t shifted =
-          i == 0 ? bytes * kEntryBytes : bytes / ((std::uint64_t{1} << 8 * i) / kEntryBytes);
-      const char* entry = start + kTableStart[i] * kEntryBytes + (shifted & 255 * kEntryBytes);
+          index <= kEntryBytes ? bytes * (kEntryBytes / index) : bytes / (index / kEntryBytes);
+      const char* entry = start + Tables::start(i) * kEntryBytes + (shifted & kOffsets);
       sum = sum + Entry::load(reinterpret_cast<const std::int16_t*>(entry));
     }
     if (Last)
@@ -87,21 +100,22 @@ void look_up(const std::uint8_t* weights, std::size_t rows, std::size_t row_byte
   }
 }
 
-template <class Entry>
+template <class Tables, class Entry>
 void table_gemm(const std::uint8_t* weights, std::size_t rows, std::size_t columns, const std::int8_t* x,
                 std::size_t tokens, void* scratch, std::int32_t* y, std::size_t y_stride) {
+  constexpr std::size_t kPassColumns = 8 * Tables::kByteWeights, kFoldPasses = 256 / kPassColumns;
   auto* tables = static_cast<std::int16_t*>(scratch);
-  std::int16_t* partial = tables + kTableEntries * Entry::kTokens;
+  std::int16_t* partial = tables + Tables::kEntries * Entry::kTokens;
   auto* total = reinterpret_cast<std::int32_t*>(partial + rows * Entry::kTokens);
   std::memset(total, 0, rows * Entry::kTokens * sizeof(total[0]));
-  const std::size_t row_bytes = columns / 4, passes = columns / kColumnsPerPass;
+  const std::size_t row_bytes = columns / Tables::kByteWeights, passes = columns / kPassColumns;
   for (std::size_t pass = 0; pass < passes; ++pass) {
-    build_tables<Entry>(x, columns, tokens, pass * kTables, tables);
-    // Passes come in fours (128 columns), so none is both the first and the last of a fold.
-    auto* add = look_up<Entry, false, false>;
-    if (pass % kPassesPerFold == 0) add = look_up<Entry, true, false>;
-    if ((pass + 1) % kPassesPerFold == 0 || pass + 1 == passes) add = look_up<Entry, false, true>;
-    add(weights + pass * kTables, rows, row_bytes, tables, partial, total);
+    Tables::template build<Entry>(x, columns, tokens, pass * 8, tables);
+    // A block of 128 columns is two passes or more, so none is both the first and the last of a fold.
+    auto* add = look_up<Tables, Entry, false, false>;
+    if (pass % kFoldPasses == 0) add = look_up<Tables, Entry, true, false>;
+    if ((pass + 1) % kFoldPasses == 0 || pass + 1 == passes) add = look_up<Tables, Entry, false, true>;
+    add(weights + pass * 8, rows, row_bytes, tables, partial, total);
   }
   store_sums<Entry>(total, rows, tokens, y, y_stride);
 }
@@ -111,6 +125,7 @@ void ternary_gemm_many(const std::uint8_t* weights, std::size_t rows, std::size_
                        std::size_t y_stride) {
   static_assert(kTableEntries * i16x32::kTokens * sizeof(std::int16_t) == kTableBytes,
                 "scratch of kernels.h");
-  const auto gemm = tokens <= i16x16::kTokens ? table_gemm<i16x16> : table_gemm<i16x32>;
+  const auto gemm =
+      tokens <= i16x16::kTokens ? table_gemm<TernaryTables, i16x16> : table_gemm<TernaryTables, i16x32>;
   gemm(weights, rows, columns, x, tokens, scratch, y, y_stride);
 }

@@ -12,10 +12,6 @@ namespace {
 // amortise taking a task and leave enough of them to balance.
 constexpr std::size_t kTaskPlanes = 64;
 constexpr std::size_t kTaskRows = 8 * kGroupRows;
-// Rows of a task of the table kernel: building tables costs little from a few hundred on, and 1280 rows'
-// sums, 240 KB, stay in L2.
-constexpr std::size_t kTableRows = 1280;
-constexpr std::size_t kFewestTableRows = 128;
 
 std::int32_t popcount(std::uint32_t bits) {
   bits -= (bits >> 1) & 0x55555555u;
@@ -24,7 +20,7 @@ std::int32_t popcount(std::uint32_t bits) {
 }
 
 // A row of bits as words (both low bit and low byte first); 0 beyond the last column.
-void read_row(const std::uint8_t* bits, std::size_t columns, std::size_t words, std::uint32_t* out) {
+void to_words(const std::uint8_t* bits, std::size_t columns, std::size_t words, std::uint32_t* out) {
   const std::size_t bytes = columns / 8, rest = columns % 8;
   auto* to = reinterpret_cast<std::uint8_t*>(out);
   std::memcpy(to, bits, bytes);
@@ -83,7 +79,7 @@ BitMatrix BitMatrix::binary(const std::uint8_t* bits, std::size_t rows, std::siz
     for (std::size_t lane = 0; lane < kGroupRows; ++lane) {
       const std::size_t row = group * kGroupRows + lane;
       if (row < rows)
-        read_row(bits + row * row_bytes, columns, words, row_words);
+        to_words(bits + row * row_bytes, columns, words, row_words);
       else
         std::fill_n(row_words, words, 0u);
       std::uint32_t* out = matrix.weights_.data() + group * words * kGroupRows + lane;
@@ -110,8 +106,8 @@ BitMatrix BitMatrix::ternary(const std::uint8_t* plus, const std::uint8_t* minus
     for (std::size_t lane = 0; lane < kGroupRows; ++lane) {
       const std::size_t row = group * kGroupRows + lane;
       if (row < rows) {
-        read_row(plus + row * row_bytes, columns, words, p);
-        read_row(minus + row * row_bytes, columns, words, n);
+        to_words(plus + row * row_bytes, columns, words, p);
+        to_words(minus + row * row_bytes, columns, words, n);
       } else {
         std::fill_n(p, words, 0u);
         std::fill_n(n, words, 0u);
@@ -131,6 +127,14 @@ BitMatrix BitMatrix::ternary(const std::uint8_t* plus, const std::uint8_t* minus
   });
   if (both) throw std::invalid_argument("a weight is set in plus and in minus");
   return matrix;
+}
+
+void BitMatrix::read_row(std::size_t row, std::uint32_t* words) const {
+  const std::uint32_t* from = weights_.data() + row / kGroupRows * words_ * kGroupRows + row % kGroupRows;
+  for (std::size_t k = 0; k < words_; k += 2) {
+    words[k + 1] = from[(k + 1) * kGroupRows];
+    words[k] = from[k * kGroupRows] ^ words[k + 1];
+  }
 }
 
 void BitMatrix::multiply_signs(const BinaryKernels& kernels, ThreadPool& pool, BitScratch& scratch,
@@ -156,7 +160,7 @@ void BitMatrix::multiply(const BinaryKernels& kernels, ThreadPool& pool, BitScra
   run_tokens(pool, tokens, [&](std::size_t token) {
     for (std::size_t i = token * planes; i < (token + 1) * planes; ++i) {
       std::uint32_t* out = words + i * words_;
-      read_row(x + i * row_bytes, columns_, words_, out);
+      to_words(x + i * row_bytes, columns_, words_, out);
       for (std::size_t k = 0; !ternary_ && k < words_; k += 2) out[k] ^= out[k + 1];
     }
   });
@@ -169,39 +173,6 @@ void BitMatrix::multiply(const BinaryKernels& kernels, ThreadPool& pool, BitScra
           words + token * planes * words_, std::min(task_tokens, tokens - token), planes, factors,
           y + token * rows_ + row, rows_});
   });
-}
-
-void BitMatrix::multiply_int8(const BinaryKernels& kernels, ThreadPool& pool, BitScratch& scratch,
-                              const std::int8_t* x, std::size_t tokens, std::int32_t* y) const {
-  const std::size_t padded = words_ * kWordColumns, rest = tokens % kSignTableTokens;
-  std::size_t by_table = 0;
-  if (kernels.sign_table_gemm != nullptr && rows_ >= kFewestTableRows)
-    by_table = rest < kernels.fewest_tokens ? tokens - rest : tokens;
-  if (by_table > 0) {
-    std::size_t task_rows = kTableRows;
-    const std::size_t blocks = (by_table + kSignTableTokens - 1) / kSignTableTokens;
-    const auto row_tasks = [&] { return (rows_ + task_rows - 1) / task_rows; };
-    while (task_rows > kFewestTableRows && row_tasks() * blocks < pool.threads()) task_rows /= 2;
-    const std::size_t thread_bytes = (sign_table_scratch_bytes(task_rows) + 63) / 64 * 64;
-    const std::size_t x_bytes = by_table * padded;  // padded is a multiple of 64
-    std::uint8_t* bytes = scratch.bytes.reserve(x_bytes + pool.threads() * thread_bytes);
-    auto* codes = reinterpret_cast<std::int8_t*>(bytes);
-    run_tokens(pool, by_table, [&](std::size_t token) {
-      std::memcpy(codes + token * padded, x + token * columns_, columns_);
-      std::memset(codes + token * padded + columns_, 0, padded - columns_);
-    });
-    pool.run(row_tasks() * blocks, [&](std::size_t task, std::size_t thread) {
-      const std::size_t row = task / blocks * task_rows, token = task % blocks * kSignTableTokens;
-      kernels.sign_table_gemm(weights_.data() + row * words_, std::min(task_rows, rows_ - row), words_,
-                              codes + token * padded, std::min(kSignTableTokens, by_table - token),
-                              bytes + x_bytes + thread * thread_bytes, y + token * rows_ + row, rows_);
-    });
-  }
-  if (by_table == tokens) return;
-  const std::size_t token_bytes = kMostPlanes * ((columns_ + 7) / 8), count = tokens - by_table;
-  std::uint8_t* planes = scratch.bytes.reserve(count * token_bytes);
-  pack_planes(kernels, pool, x + by_table * columns_, count, columns_, kMostPlanes, planes);
-  multiply_planes(kernels, pool, scratch, planes, count, kMostPlanes, y + by_table * rows_);
 }
 
 }  // namespace bitnet

@@ -35,7 +35,11 @@ class BitMatrix {
 
   std::size_t rows() const { return rows_; }
   std::size_t columns() const { return columns_; }
+  std::size_t words() const { return words_; }
   bool is_ternary() const { return ternary_; }
+
+  // The bits of a row of a binary matrix, words() words with the low bit first, 0 beyond the last column.
+  void read_row(std::size_t row, std::uint32_t* words) const;
 
   // y[t][n], x [tokens][(columns + 7) / 8]: activations -1 and +1.
   void multiply_signs(const BinaryKernels& kernels, ThreadPool& pool, BitScratch& scratch,
@@ -43,10 +47,6 @@ class BitMatrix {
   // The same for x [tokens][planes][(columns + 7) / 8], two's complement.
   void multiply_planes(const BinaryKernels& kernels, ThreadPool& pool, BitScratch& scratch,
                        const std::uint8_t* x, std::size_t tokens, std::size_t planes, std::int32_t* y) const;
-  // The same for int8 [tokens][columns], binary weights only: by tables, or by eight planes where tokens are
-  // few.
-  void multiply_int8(const BinaryKernels& kernels, ThreadPool& pool, BitScratch& scratch,
-                     const std::int8_t* x, std::size_t tokens, std::int32_t* y) const;
 
  private:
   BitMatrix(std::size_t rows, std::size_t columns, bool ternary);

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <utility>
 
+#include "bit_transpose.h"
 #include "linear.h"
 
 namespace bitnet {
@@ -19,18 +20,6 @@ void repack_ternary(const std::uint8_t* packed, std::uint8_t* const rows[], std:
       out[j] = static_cast<std::uint8_t>(byte);
     }
   }
-}
-
-// Bit b of byte a becomes bit a of byte b (Warren, Hacker's Delight, section 7-3).
-std::uint64_t transpose_bits(std::uint64_t x) {
-  const auto swap = [&](std::uint64_t mask, unsigned shift) {
-    const std::uint64_t moved = (x ^ (x >> shift)) & mask;
-    x ^= moved ^ (moved << shift);
-  };
-  swap(0x00aa00aa00aa00aaull, 7);
-  swap(0x0000cccc0000ccccull, 14);
-  swap(0x00000000f0f0f0f0ull, 28);
-  return x;
 }
 
 // Binary: eight rows, 16 bytes.

@@ -89,8 +89,9 @@ class _BitMatrix:
         Raises:
             InputError: another type or shape.
         """
-        self._check_bytes(x)
-        return self._matrix.multiply_signs(_array(x, np.uint8, 2, "x", "(tokens, bytes)"))
+        signs = _array(x, np.uint8, 2, "x", "(tokens, bytes)")
+        self._check_bytes(signs)
+        return self._matrix.multiply_signs(signs)
 
     def multiply_planes(self, x: NDArray[np.uint8]) -> NDArray[np.int32]:
         """The product with codes of 2 to 8 bits.
@@ -102,15 +103,15 @@ class _BitMatrix:
         Raises:
             InputError: another type or shape.
         """
-        self._check_bytes(x)
         planes = _array(x, np.uint8, 3, "x", "(tokens, bits, bytes)")
+        self._check_bytes(planes)
         if not 2 <= planes.shape[1] <= MAX_BITS:
             raise InputError(f"x has {planes.shape[1]} planes; expected 2 to {MAX_BITS}")
         return self._matrix.multiply_planes(planes)
 
     def _check_bytes(self, x: NDArray[np.uint8]) -> None:
         row_bytes = -(-self.columns // 8)
-        if x.ndim == 0 or x.shape[-1] != row_bytes:
+        if x.shape[-1] != row_bytes:
             raise InputError(
                 f"x has shape {x.shape}; expected rows of {row_bytes} bytes ({self.columns} columns)"
             )
@@ -136,8 +137,10 @@ class BinaryMatrix(_BitMatrix):
         self._matrix = _make(_core.BitMatrix.binary, (bits,), columns, threads, isa)
 
     def multiply_int8(self, codes: NDArray[np.int8]) -> NDArray[np.int32]:
-        """The product with int8 activations: many tokens by tables where the instruction set has them, few as
-        eight planes.
+        """The product with int8 activations, by the kernels of binary models.
+
+        Many tokens are multiplied by tables, twice as fast, where the instruction set has them and no code is
+        -128. The first call arranges the weights for these kernels: another bit a weight from then on.
 
         Args:
             codes: int8, (tokens, columns).

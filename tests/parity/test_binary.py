@@ -59,12 +59,13 @@ def test_ternary_weights(isa, shape, random):
         assert np.array_equal(matrix.multiply_planes(planes), expected)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, (33, 128, 300), (50, 1300, 64), (32, 200, 2500)])
-def test_binary_weights_and_int8(isa, shape, random):
+@pytest.mark.parametrize("lowest", [-128, -127])  # tables cannot hold the sums of -128
+@pytest.mark.parametrize("shape", [*SHAPES, (33, 128, 300), (50, 1300, 64), (32, 200, 2500), (12, 129, 900)])
+def test_binary_weights_and_int8(isa, shape, lowest, random):
     tokens, rows, columns = shape
     w = random_signs(random, (rows, columns))
-    codes = random.integers(-128, 128, (tokens, columns)).astype(np.int8)
-    w[0], codes[0] = -1, -128  # the largest sums
+    codes = random.integers(lowest, 128, (tokens, columns)).astype(np.int8)
+    w[0], codes[0] = -1, lowest  # the largest sums
     packed = definition.pack_signs(w)
     matrix = binary.BinaryMatrix(packed, columns, threads=2, isa=isa)
     expected = codes.astype(np.int32) @ w.T.astype(np.int32)
@@ -73,6 +74,24 @@ def test_binary_weights_and_int8(isa, shape, random):
     assert np.array_equal(matrix.multiply_planes(planes), expected)
     if tokens * rows < 1000:
         assert np.array_equal(definition.binary_bit_serial_matmul(planes, packed, columns), expected)
+
+
+@pytest.mark.parametrize("columns", [2**22 - 129, 2**22 - 127])  # on both sides of what int8's kernels sum
+def test_more_columns_than_the_kernels_of_int8_take(isa, columns):
+    if isa == "scalar":
+        columns //= 64  # which has no such limit and is slow
+    codes = np.full((1, columns), -128, np.int8)
+    bits = np.zeros((1, -(-columns // 8)), np.uint8)
+    assert binary.BinaryMatrix(bits, columns, threads=2, isa=isa).multiply_int8(codes) == 128 * columns
+    assert binary.BinaryMatrix(~bits, columns, threads=2, isa=isa).multiply_int8(codes) == -128 * columns
+
+
+def test_one_code_of_minus_128_keeps_the_other_tokens_exact(isa, random):
+    w = random_signs(random, (200, 256))
+    codes = random.integers(-127, 128, (70, 256)).astype(np.int8)
+    codes[40, 255] = -128  # blocks of 32 tokens before and behind its own go through tables
+    matrix = binary.BinaryMatrix(definition.pack_signs(w), 256, threads=2, isa=isa)
+    assert np.array_equal(matrix.multiply_int8(codes), codes.astype(np.int32) @ w.T.astype(np.int32))
 
 
 def test_bits_beyond_the_last_column_do_not_count(isa, random):

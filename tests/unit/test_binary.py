@@ -35,6 +35,8 @@ CODES = np.zeros((2, 24), np.int8)
         (lambda: BinaryMatrix(BYTES, 24).multiply_signs(np.zeros((1, 4), np.uint8)), "rows of 3 bytes"),
         (lambda: BinaryMatrix(BYTES, 24).multiply_signs(np.zeros((1, 2, 3), np.uint8)), r"\(1, 2, 3\)"),
         (lambda: BinaryMatrix(BYTES, 24).multiply_signs(np.zeros((1, 3), np.int8)), "int8"),
+        (lambda: BinaryMatrix(BYTES, 24).multiply_signs([[1, 2, 3]]), "x is list"),
+        (lambda: BinaryMatrix(BYTES, 24).multiply_planes([[[1, 2, 3]]]), "x is list"),
         (lambda: BinaryMatrix(BYTES, 24).multiply_planes(BYTES), r"\(tokens, bits, bytes\)"),
         (lambda: BinaryMatrix(BYTES, 24).multiply_planes(np.zeros((1, 1, 3), np.uint8)), "1 planes"),
         (lambda: BinaryMatrix(BYTES, 24).multiply_planes(np.zeros((1, 9, 3), np.uint8)), "9 planes"),
