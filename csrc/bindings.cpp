@@ -51,7 +51,12 @@ class Engine {
       : embedding_(std::move(embedding)), head_(std::move(head)) {
     const Kernels& kernels = bitnet::select_kernels(isa);
     require(threads >= 1 && threads <= 1024, "threads must be in 1..1024");
-    const auto size = [&](const char* name) { return nb::cast<std::size_t>(shape[name]); };
+    const auto size = [&](const char* name) {
+      const auto value = nb::cast<std::size_t>(shape[name]);
+      // so that the product of two of them never wraps around
+      require(value >= 1 && value < std::size_t{1} << 31, std::string(name) + " must be in 1..2^31-1");
+      return value;
+    };
     bitnet::Config config{size("vocab_size"),
                           size("hidden_size"),
                           size("intermediate_size"),
@@ -64,6 +69,8 @@ class Engine {
                           bitnet::Activation::relu2,
                           bitnet::CacheType::float16,
                           bitnet::HeadType::full};
+    require(config.heads % config.kv_heads == 0 && config.head_dim % 2 == 0,
+            "heads must be a multiple of key/value heads, head_dim even");
     if (check_choice(hidden_act, "relu2", "silu", "hidden_act") == "silu")
       config.activation = bitnet::Activation::silu;
     config.cache_type = bitnet::cache_type(kv_dtype);

@@ -115,7 +115,8 @@ class DecoderLayer {
     gate_ = linear[4], up_ = linear[5], down_ = linear[6];
     hidden_size_ = query_->columns;
     for (const F32Norm& norm : norms) norms_.emplace_back(norm.data(), norm.data() + norm.shape(0));
-    require(query_->rows % (kv_heads * head_dim) == 0 && key_->rows == kv_heads * head_dim,
+    // by division: the product of the two might wrap around
+    require(key_->rows % head_dim == 0 && key_->rows / head_dim == kv_heads && query_->rows % key_->rows == 0,
             "heads and projections disagree");
     require(same({key_->columns, value_->columns, gate_->columns, up_->columns, output_->rows, down_->rows,
                   norms_[0].size(), norms_[2].size()},

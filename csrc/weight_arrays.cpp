@@ -43,6 +43,18 @@ LinearRecipe read_recipe(const nb::dict& from) {
   return recipe;
 }
 
+// Layers that one call runs: one kernel serves them all, and one quantised input where they have no norms.
+void require_same_input(std::initializer_list<const Linear*> layers, const std::string& names) {
+  const LinearRecipe& first = (*layers.begin())->recipe;
+  for (const Linear* layer : layers) {
+    const LinearRecipe& recipe = layer->recipe;
+    require(recipe.weights == first.weights && recipe.inputs == first.inputs &&
+                recipe.column_groups == first.column_groups && recipe.rotate == first.rotate &&
+                recipe.norm == first.norm,
+            names + " differ in recipe");
+  }
+}
+
 }  // namespace
 
 std::vector<float> read_vector(nb::handle array, std::size_t size, const std::string& name) {
@@ -60,14 +72,14 @@ std::vector<float> read_table(nb::handle array, std::size_t rows, std::size_t co
 
 Table view_table(nb::handle array, std::size_t rows, std::size_t columns, const std::string& name) {
   Table table;
-  U16Matrix bits;
-  // without conversion, which would turn float32 into whole numbers, in an array that is gone on return
-  if (nb::try_cast(array, bits, false)) {
+  // without conversion, which would make an array that is gone on return
+  if (U16Matrix bits; nb::try_cast(array, bits, false)) {
     require(bits.shape(0) == rows && bits.shape(1) == columns, name + " has the wrong shape");
     table.bf16 = bits.data();
     return table;
   }
-  const F32Matrix values = nb::cast<F32Matrix>(array);
+  F32Matrix values;
+  require(nb::try_cast(array, values, false), name + " must be a matrix of uint16 or float32, contiguous");
   require(values.shape(0) == rows && values.shape(1) == columns, name + " has the wrong shape");
   table.f32 = values.data();
   return table;
@@ -81,6 +93,8 @@ Linear read_linear(nb::handle item, std::size_t rows, std::size_t columns, const
   const LinearRecipe recipe = read_recipe(nb::cast<nb::dict>(parts[4]));
   const std::size_t together = recipe.weights == WeightKind::binary ? 8 : 4;
   require(packed.shape(0) * together == rows && packed.shape(1) == columns, name + " has the wrong shape");
+  require(rows > 0 && columns > 0, name + " is empty");
+  require(padded_columns(columns) < std::size_t{1} << 22, name + " has more columns than exact sums allow");
   const std::size_t groups = recipe.row_groups * recipe.column_groups;
   require(recipe.row_groups > 0 && recipe.column_groups > 0 && rows % recipe.row_groups == 0 &&
               columns % recipe.column_groups == 0 && (recipe.row_groups == 1 || recipe.column_groups == 1),
@@ -109,6 +123,8 @@ Layer read_layer(const Config& config, const nb::dict& from, ThreadPool& pool) {
               linear("value", key_value, hidden),  linear("output", hidden, query),
               linear("gate", ffn, hidden),         linear("up", ffn, hidden),
               linear("down", hidden, ffn)};
+  require_same_input({&layer.query, &layer.key, &layer.value}, "query, key and value");
+  require_same_input({&layer.gate, &layer.up}, "gate and up");
   if (config.activation == Activation::relu2 && layer.down.may_skip_columns()) {
     const nb::tuple down = nb::cast<nb::tuple>(from["down"]);
     layer.down.add_columns(nb::cast<U8Matrix>(down[0]).data(), pool);

@@ -153,7 +153,8 @@ void run_gate_and_up(Context& context, const Layer& layer, bool skip_dead, const
   if (!skip_dead) return context.run(both);
   context.run({both[0]});
   find_live_rows(context, width);
-  if (!pays(space.live, kRowsPay, width)) return context.run({both[1]});
+  // rows are read alone only where they are whole
+  if (layer.up.recipe.column_groups > 1 || !pays(space.live, kRowsPay, width)) return context.run({both[1]});
   for (std::size_t t = 0; t < rows; ++t) run_live_rows(context, both[1], t);
 }
 

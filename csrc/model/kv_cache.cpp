@@ -151,7 +151,7 @@ void KvCache::read(std::size_t layer, std::size_t head, std::size_t position, fl
   const KvBlock layout{bits_, head_dim_};
   const std::uint32_t* words = codes_.data() + at * layout.words();
   const auto* ranges = reinterpret_cast<const std::uint16_t*>(words + layout.ranges()) + j;
-  const std::uint8_t* first = first_.data() + first_at(layer, head);
+  const std::uint8_t* first = in_four_bits(position) ? first_.data() + first_at(layer, head) : nullptr;
   for (std::size_t kind = 0; kind < 2; ++kind, ranges += 2 * kKeyBlock) {
     for (std::size_t d = 0; d < head_dim_; ++d) {
       const std::size_t nibble = kind * padded_head(head_dim_) + d;

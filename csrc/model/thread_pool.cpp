@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <fstream>
 #include <set>
+#include <stdexcept>
 #include <string>
+#include <system_error>
 #include <utility>
 
 #if defined(__x86_64__) || defined(_M_X64)
@@ -64,11 +66,22 @@ std::size_t physical_cores() {
 }
 
 ThreadPool::ThreadPool(std::size_t threads) {
-  for (std::size_t thread = 1; thread < threads; ++thread)
-    workers_.emplace_back(&ThreadPool::worker, this, thread);
+  try {
+    for (std::size_t thread = 1; thread < threads; ++thread)
+      workers_.emplace_back(&ThreadPool::worker, this, thread);
+  } catch (const std::system_error&) {
+    const std::size_t started = workers_.size() + 1;
+    stop();
+    throw std::invalid_argument("the system gives " + std::to_string(started) + " of " +
+                                std::to_string(threads) + " threads; ask for fewer");
+  }
 }
 
 ThreadPool::~ThreadPool() {
+  stop();
+}
+
+void ThreadPool::stop() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;

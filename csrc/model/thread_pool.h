@@ -20,6 +20,7 @@ std::size_t physical_cores();
 
 class ThreadPool {
  public:
+  // Throws std::invalid_argument where the system starts no more threads.
   explicit ThreadPool(std::size_t threads);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
@@ -45,6 +46,7 @@ class ThreadPool {
   void start(std::size_t tasks, Task task, void* function);
   void work(std::size_t thread);
   void worker(std::size_t thread);
+  void stop();
 
   std::vector<std::thread> workers_;
   std::mutex mutex_;

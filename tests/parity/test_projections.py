@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +174,76 @@ def test_what_does_not_fit_is_refused():
     ):
         with pytest.raises(ValueError, match=r"linear|inputs"):
             _core.run_projection(x, wrong, 8, "scalar", 1)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 16), (8, 0), (8, 2**22)])
+def test_sizes_that_kernels_do_not_take_are_refused(rows, columns):
+    recipe = asdict(LinearRecipe(inputs="int8-top50"))
+    linear = np.zeros((rows // 4, columns), np.uint8), np.ones(1, np.float32), None, None, recipe
+    with pytest.raises(ValueError, match=r"linear (is empty|has more columns)"):
+        _core.run_projection(np.zeros((1, columns), np.float32), linear, rows, "scalar", 1)
+
+
+def engine(recipes=(), embedding=None, **shape):
+    """A model of one layer, all of whose widths are 8."""
+    sizes = dict.fromkeys(["vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"], 8)
+    sizes |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4}
+    ones, table = np.ones(8, np.float32), np.ones((8, 8), np.float32)
+    layer = dict.fromkeys(["input_norm", "post_attention_norm"], ones)
+    layer |= dict.fromkeys(["attention_sub_norm", "feed_forward_sub_norm"])
+    for name in ("query", "key", "value", "output", "gate", "up", "down"):
+        _, linear = random_linear(dict(recipes).get(name, LinearRecipe()), 8, 8)
+        layer[name] = linear_arrays(linear)
+    return _core.Engine(
+        shape=sizes | {"rms_norm_eps": 1e-5} | shape,
+        hidden_act="relu2",
+        kv_dtype="float16",
+        head_type="full",
+        embedding=table if embedding is None else embedding,
+        head=table,
+        final_norm=ones,
+        rope_cos=np.ones((8, 2), np.float32),
+        rope_sin=np.zeros((8, 2), np.float32),
+        layers=[layer],
+        threads=1,
+        isa="scalar",
+    )
+
+
+@pytest.mark.parametrize("name", ["query", "key", "value", "gate", "up"])
+@pytest.mark.parametrize("recipe", [LinearRecipe("binary"), LinearRecipe(column_groups=2)])
+def test_layers_of_one_call_must_agree_on_their_input(name, recipe):
+    with pytest.raises(ValueError, match="differ in recipe"):
+        engine({name: recipe})
+
+
+def test_one_token_of_gate_and_up_in_column_groups():
+    """Few tokens look for dead neurons by rows, which are not whole here."""
+    recipe = LinearRecipe(column_groups=2)
+    model = engine(
+        {"gate": recipe, "up": recipe}, np.random.default_rng(1).standard_normal((8, 8), np.float32)
+    )
+    tokens = np.arange(8, dtype=np.int32)[:, None]
+    alone = [model.hidden_states(batch=[(model.new_cache(1), ids)]) for ids in tokens]
+    together = model.hidden_states(batch=[(model.new_cache(1), ids) for ids in tokens])
+    assert_same_bits(np.concatenate(alone), together)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"num_key_value_heads": 0},
+        {"num_attention_heads": 0, "num_key_value_heads": 0},
+        {"num_attention_heads": 3},
+        {"num_key_value_heads": 2**62 + 2},  # times head_dim, as 2
+        {"head_dim": 0},
+    ],
+)
+def test_impossible_heads_are_refused(shape):
+    with pytest.raises(ValueError, match=r"must be in 1|multiple of"):
+        engine(**shape)
+
+
+def test_tables_are_used_in_place_or_refused():
+    with pytest.raises(ValueError, match="embedding must be a matrix of uint16 or float32"):
+        engine(embedding=np.ones((8, 8)))  # float64: converted, it would be gone when it is read

@@ -326,6 +326,7 @@ def native_layer(shapes=SHAPES, norms=(HIDDEN, QUERIES, HIDDEN, INNER), **change
         ({"head_dim": 5}, "head_dim"),
         ({"kv_heads": 0}, "positive"),
         ({"kv_heads": 5}, "heads and projections"),
+        ({"kv_heads": 2**63, "head_dim": 2}, "heads and projections"),  # whose product wraps around to 0
         ({"linears": []}, "7 linears"),
         ({"eps": [1e-5]}, "4 eps"),
         ({"norms": (HIDDEN, HIDDEN, HIDDEN, INNER)}, "shapes disagree"),

@@ -1,5 +1,7 @@
 """What the cpu engine refuses, and that a refusal changes nothing."""
 
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -97,6 +99,25 @@ def test_threads(golden, monkeypatch):
             bitnet.load_model(golden / "packed_offline")
     with pytest.raises(InputError, match="threads"):
         bitnet.load_model(golden / "packed_offline", threads=100000)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits memory as Linux does")
+def test_threads_that_the_system_does_not_give():
+    """A thread wants megabytes of addresses for its stack: 1,000 of them do not fit the limit."""
+    program = """
+import resource
+from bitnet import _core
+_core.BitPool(2, "")
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 28),) * 2)
+try:
+    _core.BitPool(1000, "")
+except ValueError as error:
+    print(error)
+"""
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "of 1000 threads; ask for fewer" in found.stdout
 
 
 def test_unknown_kv_dtype(golden):
