@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.errors import ConfigError, UnsupportedError
-from bitnet.json_file import read_json_object
+from bitnet.json_file import CONFIG_BYTES, read_json_object
 from bitnet.quant_config import QuantConfig, QuantizationMode, variant
 
 # What transformers or a hub page stores beside the shape; none of it changes the forward pass.
@@ -35,6 +35,7 @@ _DESCRIPTIVE_KEYS = frozenset(
 )
 # Ours for what transformers' classes would run as something else; it makes them refuse the folder.
 _VARIANT = "bitnet-variant"
+VARIANT_ARCHITECTURE = "BitNetVariant"
 _MODEL_TYPES = ("bitnet", "bitnet-b1.58", "llama", _VARIANT)
 _ACTIVATIONS = ("relu2", "silu")
 
@@ -95,9 +96,9 @@ class ModelConfig:
             raise ConfigError(f"hidden_act is {self.hidden_act!r}; known are {', '.join(_ACTIVATIONS)}")
         for key in ("rms_norm_eps", "rope_theta", "initializer_range"):
             value = getattr(self, key)
-            # the upper bound also refuses infinity and whole numbers no float can hold
-            if not (_is_number(value) and 0 < value < 1e30):
-                raise ConfigError(f"{key} is {value!r}; it must be a positive number")
+            # the engines compute in float32, whose range ends not far beyond either bound
+            if not (_is_number(value) and 1e-30 < value < 1e30):
+                raise ConfigError(f"{key} is {value!r}; it must be a number between 1e-30 and 1e30")
         for key in ("tie_word_embeddings", "attention_bias", "mlp_bias"):
             if not isinstance(getattr(self, key), bool):
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; it must be true or false")
@@ -138,6 +139,20 @@ class ModelConfig:
     def key_value_size(self) -> int:
         """Width of the keys and of the values: kv heads * head_dim."""
         return self.num_key_value_heads * self.head_dim
+
+    @property
+    def projection_shapes(self) -> dict[str, tuple[int, int]]:
+        """The quantised matrices of a layer: name -> (out_features, in_features)."""
+        hidden, inner = self.hidden_size, self.intermediate_size
+        return {
+            "self_attn.q_proj": (self.query_size, hidden),
+            "self_attn.k_proj": (self.key_value_size, hidden),
+            "self_attn.v_proj": (self.key_value_size, hidden),
+            "self_attn.o_proj": (hidden, self.query_size),
+            "mlp.gate_proj": (inner, hidden),
+            "mlp.up_proj": (inner, hidden),
+            "mlp.down_proj": (hidden, inner),
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "config") -> ModelConfig:
@@ -184,10 +199,10 @@ class ModelConfig:
         """Read a `config.json`.
 
         Raises:
-            FormatError: the file is missing or no JSON object.
+            FormatError: the file is missing, no JSON object, or larger than any configuration.
             ConfigError, UnsupportedError: as `from_dict`.
         """
-        return cls.from_dict(read_json_object(path), str(path))
+        return cls.from_dict(read_json_object(path, CONFIG_BYTES), str(path))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of a `config.json` that transformers and this library read."""
@@ -208,7 +223,7 @@ class ModelConfig:
             return "bitnet", "BitNetForCausalLM"
         if self.quantization.is_plain and self.quantization.norms == "pre" and self.hidden_act == "silu":
             return "llama", "LlamaForCausalLM"
-        return _VARIANT, "BitNetVariant"
+        return _VARIANT, VARIANT_ARCHITECTURE
 
     def with_quantization(self, mode: QuantizationMode) -> ModelConfig:
         """The same model stored the other way: `offline` packed or `online` masters (autobitlinear)."""

@@ -1,6 +1,6 @@
 """convert: a model in any readable format, written in any writable one.
 
-Everything goes through one `Checkpoint`. Ternary codes are carried over as codes; requantising codes * scale
+Everything goes through one `Checkpoint`. Codes are carried over as codes; requantising codes * scale
 would change them, because the mean of |codes * scale| is not the scale. Only full-precision masters are
 quantised, and only when the target holds codes.
 
@@ -29,6 +29,7 @@ from bitnet.formats.safetensors import file_order
 from bitnet.formats.tensor import NUMPY_DTYPES, Tensor
 from bitnet.formats.tensor_names import count_parameters, projections
 from bitnet.load import embedded_model, load_tokenizer
+from bitnet.quant_config import WeightKind
 from bitnet.quantize.bfloat16 import narrow
 
 Target = Literal["packed", "bf16", "gguf-i2_s", "gguf-tq2_0", "gguf-tq1_0"]
@@ -52,7 +53,8 @@ class Conversion:
 
     Attributes:
         path: the folder or file.
-        quantised: whether masters were rounded to ternary on the way; else every code is the source's.
+        weights: what the codes are.
+        quantised: whether masters were rounded to codes on the way; else every code is the source's.
         scale_error: the largest relative change of a projection's scale; 0 where all are exact.
         ternary_bits: what a projection's weight takes, binary ones included.
         total_bytes: what the files of weights take.
@@ -60,6 +62,7 @@ class Conversion:
 
     path: Path
     target: Target
+    weights: WeightKind
     parameters: int
     ternary_parameters: int
     quantised: bool
@@ -120,6 +123,7 @@ def convert(
     return Conversion(
         path=path,
         target=target,
+        weights=config.quantization.weights,
         parameters=count_parameters(config),
         ternary_parameters=sum(rows * columns for rows, columns in projections(config).values()),
         quantised=masters and target != "bf16",

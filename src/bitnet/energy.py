@@ -80,25 +80,13 @@ class WeightBytes:
 
 
 def projections(config: ModelConfig, gated: bool = True) -> dict[str, tuple[int, int]]:
-    """The matrices of one layer: name -> (inputs, outputs).
+    """The matrices of one layer: name -> (outputs, inputs).
 
     Args:
         config: the shape.
         gated: False leaves out the gate, as in the Transformers of arXiv 2310.11453.
     """
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    matrices = {
-        "q_proj": (hidden, config.query_size),
-        "k_proj": (hidden, config.key_value_size),
-        "v_proj": (hidden, config.key_value_size),
-        "o_proj": (config.query_size, hidden),
-        "gate_proj": (hidden, intermediate),
-        "up_proj": (hidden, intermediate),
-        "down_proj": (intermediate, hidden),
-    }
-    if not gated:
-        del matrices["gate_proj"]
-    return matrices
+    return {name: shape for name, shape in config.projection_shapes.items() if gated or "gate" not in name}
 
 
 def operations(
@@ -119,7 +107,7 @@ def operations(
     """
     _require_positive("tokens", tokens)
     layers, matrices = config.num_hidden_layers, projections(config, gated).values()
-    adds = layers * sum(tokens * (inner - 1) * columns for inner, columns in matrices)
+    adds = layers * sum(tokens * (inner - 1) * columns for columns, inner in matrices)
     heads, head_dim = layers * config.num_attention_heads, config.head_dim
     attention = Operations(
         "attention",
@@ -129,9 +117,9 @@ def operations(
         heads * 2 * tokens * head_dim * tokens,
     )
     if weights != "bitnet":
-        muls = layers * sum(tokens * inner * columns for inner, columns in matrices)
+        muls = layers * sum(tokens * inner * columns for columns, inner in matrices)
         return Operations("projections", weights, adds, muls), attention
-    scales = layers * sum(tokens * (columns + inner) for inner, columns in matrices)
+    scales = layers * sum(tokens * (columns + inner) for columns, inner in matrices)
     return Operations("projections", "int8", adds, 0), Operations("scales", "fp16", 0, scales), attention
 
 
@@ -162,7 +150,7 @@ def weight_bytes(config: ModelConfig, bits: float) -> WeightBytes:
         InputError: `bits` is not positive.
     """
     _require_positive("bits", bits)
-    layer = sum(inner * columns for inner, columns in projections(config).values())
+    layer = sum(inner * columns for columns, inner in projections(config).values())
     embedding = 2 * config.vocab_size * config.hidden_size
     head = 0 if config.tie_word_embeddings else embedding
     return WeightBytes(math.ceil(config.num_hidden_layers * layer * bits / 8), embedding, head)

@@ -9,6 +9,7 @@ from typing import Any
 from bitnet.errors import FormatError
 
 _MAX_BYTES = 100_000_000  # no honest file here comes near
+CONFIG_BYTES = 1 << 20  # of config.json and generation_config.json, which are a few kB
 _MOST_DIGITS = 100  # Python refuses to print what products of numbers of thousands of digits are
 
 

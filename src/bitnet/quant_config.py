@@ -143,8 +143,8 @@ class QuantConfig:
         _choose("kv_bits", self.kv_bits, (16, 8, 4, 3))
         if type(self.groups) is not int or not 1 <= self.groups <= 1 << 16:
             raise ConfigError(f"groups is {self.groups!r}; it must be a positive whole number")
-        if not isinstance(self.norm_eps, float) or not 0 < self.norm_eps < 1:
-            raise ConfigError(f"norm_eps is {self.norm_eps!r}; it must lie between 0 and 1")
+        if not isinstance(self.norm_eps, float) or not 1e-30 < self.norm_eps < 1:  # in float32 not 0
+            raise ConfigError(f"norm_eps is {self.norm_eps!r}; it must lie between 1e-30 and 1")
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -264,6 +264,10 @@ class QuantConfig:
         kept.setdefault("linear_class", "bitlinear")  # transformers' default
         epsilon = kept.pop("rms_norm_eps", None)  # transformers writes it whether it is used or not
         inside = kept.pop("use_rms_norm", False)
+        if not isinstance(inside, bool):
+            raise ConfigError(
+                f"{where}: quantization_config.use_rms_norm is {inside!r}; it must be true or false"
+            )
         if "norms" not in kept:
             kept["norms"] = ("pre-linear" if inside else "pre") if model_type == "llama" else "pre-sub"
         if inside and kept["norms"] != "pre-linear":

@@ -1,4 +1,4 @@
-"""Checkpoints as Falcon-E and HF1BitLLM publish them: a LLaMA without sub-norms, `bitlinear` scales that divide.
+"""Checkpoints as Falcon-E and HF1BitLLM publish them: no sub-norms, and `bitlinear` scales that divide.
 
 transformers runs the same folder; our engines must give its logits.
 """

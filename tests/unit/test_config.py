@@ -78,6 +78,7 @@ def test_unknown_preset_lists_the_known():
         ({"hidden_act": "gelu"}, ConfigError, "hidden_act is 'gelu'; known are relu2, silu"),
         ({"rms_norm_eps": 0}, ConfigError, "rms_norm_eps is 0"),
         ({"rms_norm_eps": float("nan")}, ConfigError, "rms_norm_eps is nan"),
+        ({"rms_norm_eps": 1e-50}, ConfigError, "rms_norm_eps is 1e-50"),  # 0 in float32
         ({"rope_theta": 10**400}, ConfigError, "rope_theta is 1000"),
         ({"rope_theta": float("inf")}, ConfigError, "rope_theta is inf"),
         ({"initializer_range": "small"}, ConfigError, "initializer_range is 'small'"),
@@ -188,3 +189,11 @@ def test_it_is_frozen():
     with pytest.raises(AttributeError):
         preset("2b4t").vocab_size = 1
     assert replace(preset("2b4t"), vocab_size=128260).vocab_size == 128260
+
+
+def test_a_file_no_configuration_needs_is_not_parsed(sound, tmp_path):
+    """Short lists take twenty times their text in memory."""
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(sound | {"architectures": ["x" * (1 << 20)]}))
+    with pytest.raises(FormatError, match="larger than 1,048,576 bytes"):
+        ModelConfig.from_file(path)

@@ -59,7 +59,7 @@ def count(rows, inner, columns):
 def test_counts_are_those_of_plain_products(tokens, gated):
     linear, attention, scales = [0, 0], [0, 0], 0
     for _ in range(TINY.num_hidden_layers):
-        for inner, columns in projections(TINY, gated).values():
+        for columns, inner in projections(TINY, gated).values():
             linear = [a + b for a, b in zip(linear, count(tokens, inner, columns), strict=True)]
             scales += tokens * inner + tokens * columns  # into the codes, out of the sums
         for _ in range(TINY.num_attention_heads):

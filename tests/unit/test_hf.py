@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -10,9 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bitnet.config import preset
 from bitnet.convert import convert
-from bitnet.errors import FormatError, ResourceError
+from bitnet.errors import FormatError, ResourceError, UnsupportedError
+from bitnet.formats.synthesize import synthesize
 from bitnet.load import load_model
+from bitnet.quant_config import variant
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -271,3 +275,27 @@ def test_without_transformers_the_import_says_what_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "transformers.quantizers")
     with pytest.raises(ResourceError, match="package transformers; install the extra `transformers`"):
         import_module("bitnet.hf")
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_variant_is_refused_whatever_class_is_asked(tmp_path, mode):
+    config = replace(preset("stories"), hidden_size=64, num_hidden_layers=1, head_dim=16)
+    synthesize(replace(config, quantization=variant("a4.8")), tmp_path / "model", mode=mode)
+    with pytest.raises(ValueError, match="bitnet-variant"):
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    with pytest.raises(UnsupportedError, match="does not describe this model"):
+        transformers.BitNetForCausalLM.from_pretrained(tmp_path / "model")
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_llama_without_sub_norms_computes_what_our_engine_does(tmp_path, mode):
+    config = replace(preset("stories"), hidden_size=64, num_hidden_layers=2, head_dim=16, hidden_act="silu")
+    synthesize(replace(config, quantization=variant("pre")), tmp_path / "model", mode=mode)
+    ids = [5, 9, 77, 300, 12, 8, 1000]
+    model = load_model(tmp_path / "model", kv_dtype="float32")
+    (expected,) = model.forward([(model.new_cache(8), ids)], all_logits=True)
+    llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert type(llama.model.layers[0].mlp.up_proj) is KernelLinear
+    with torch.no_grad():
+        found = llama(torch.tensor([ids])).logits[0].numpy()
+    np.testing.assert_allclose(found, expected, atol=TOLERANCE)

@@ -42,6 +42,8 @@ def test_unknown_variant_lists_the_known():
         ({"groups": 2}, "groups above 1 and scales 'group' go together"),
         ({"norm_kind": "layer"}, "norms 'pre-sub' has none"),
         ({"norm_eps": 0.0, "norms": "linear"}, r"norm_eps is 0\.0"),
+        ({"norm_eps": 1e-50, "norms": "linear"}, "norm_eps is 1e-50"),  # 0 in float32
+        ({"use_rms_norm": "false"}, "use_rms_norm is 'false'; it must be true or false"),
         ({"rotation": "hadamard", "norms": "pre"}, "norms 'pre' has none"),
         ({"rotation": "hadamard", "scales": "group", "groups": 2}, "mixes all inputs"),
         ({"weights": "binary", "linear_class": "bitlinear"}, "a format of ternary weights"),

@@ -3,9 +3,9 @@
     GB/s  = bytes a step reads * steps per second
     share = GB/s / what plain reads reach on the same threads
 
-Counted are the packed ternary weights (2 bits each) and the head; not counted are norms, keys and values, and
-the few head rows that are computed again exactly. The count is of a dense step: leaving out dead neurons
-reads less, so the share may come out above one then.
+Counted are the packed weights (2 bits each, binary ones 1) and the head; not counted are norms, keys and
+values, and the few head rows that are computed again exactly. The count is of a dense step: leaving out dead
+neurons reads less, so the share may come out above one then.
 """
 
 from __future__ import annotations

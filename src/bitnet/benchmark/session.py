@@ -66,9 +66,12 @@ class Session:
 
     def describe(self) -> str:
         """What our engine computes, for comparisons."""
+        quantization = self.config.quantization
+        inputs = "/".join(dict.fromkeys(vars(quantization.inputs).values()))
         return (
-            f"bitnet {bitnet.__version__} ({self.isa}): ternary weights in 2 bits times int8 activations, "
-            f"exact in integers, one scale a token; {self.config.hidden_act} in float32; keys and values in "
+            f"bitnet {bitnet.__version__} ({self.isa}): {quantization.weights} weights in "
+            f"{8 // quantization.codes_a_byte} bit(s) times {inputs} activations, exact, one scale "
+            f"a token; {self.config.hidden_act} in float32; keys and values in "
             f"{self.kv_dtype}; head: "
             + (
                 "bfloat16, every logit"

@@ -19,9 +19,9 @@ def convert(
     to: Annotated[
         Literal["packed", "bf16", "gguf-i2_s", "gguf-tq2_0", "gguf-tq1_0"],
         typer.Option(
-            help="packed: safetensors, 2 bits a weight. bf16: safetensors of masters that quantise to the "
-            "same codes. gguf-i2_s: for bitnet.cpp. gguf-tq2_0, gguf-tq1_0: for llama.cpp, 2.06 and 1.69 "
-            "bits a weight."
+            help="packed: safetensors, 2 bits a weight (binary: 1). bf16: safetensors of masters that "
+            "quantise to the same codes. gguf-i2_s: for bitnet.cpp. gguf-tq2_0, gguf-tq1_0: for llama.cpp, "
+            "2.06 and 1.69 bits a weight."
         ),
     ],
     embedding: Annotated[
@@ -34,8 +34,8 @@ def convert(
 ) -> None:
     """Write a model in another format.
 
-    Ternary weights are carried over exactly. Masters (bf16) are quantised where the target holds ternary
-    weights.
+    Ternary and binary weights are carried over exactly. Masters (bf16) are quantised where the target holds
+    such weights.
     """
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -59,15 +59,15 @@ def convert(
 def describe(done: Conversion) -> str:
     """The lines that say what was written, and what it cost."""
     if done.quantised:
-        weights = "quantised: the source holds masters, which were rounded to ternary (absmean)"
+        weights = f"quantised: the source holds masters, which were rounded to {done.weights} (absmean)"
     else:
         weights = "carried over exactly, nothing was quantised"
     scales = "exact" if done.scale_error == 0 else f"rounded to float16, by up to {done.scale_error:.2%}"
     return "\n".join(
         [
             f"{done.path}: {done.total_bytes:,} bytes, {done.parameters:,} parameters",
-            f"bits a weight: {done.ternary_bits:.4g} ternary, {done.overall_bits:.2f} overall",
-            f"ternary weights: {weights}",
+            f"bits a weight: {done.ternary_bits:.4g} {done.weights}, {done.overall_bits:.2f} overall",
+            f"{done.weights} weights: {weights}",
             f"scales: {scales}",
         ]
     )

@@ -102,7 +102,7 @@ def _joules(energy: Joules) -> dict[str, float]:
 
 
 def summarize(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything `bitnet info --json` prints."""
+    """Everything `bitnet info --json` prints; `ternary` counts the projections, binary ones too."""
     from bitnet.quantize.kv_cache import bytes_per_head
 
     config = checkpoint.config
@@ -199,10 +199,11 @@ def _print(summary: dict[str, Any]) -> None:
     console.width = max(_LEAST_WIDTH, console.width if console.is_terminal else _PIPE_WIDTH)
     parameters, ternary = summary["parameters"], summary["ternary_parameters"]
     bits, memory, config = summary["bits_per_weight"], summary["memory_bytes"], summary["config"]
+    kind = config["quantization_config"].get("weights", "ternary")
     facts = Table.grid(padding=(0, 3))
     facts.add_row("model", summary["model"])
-    facts.add_row("parameters", f"{parameters:,} ({ternary:,} ternary, {parameters - ternary:,} other)")
-    facts.add_row("bits a weight", f"{bits['ternary']:.2f} ternary, {bits['overall']:.2f} overall")
+    facts.add_row("parameters", f"{parameters:,} ({ternary:,} {kind}, {parameters - ternary:,} other)")
+    facts.add_row("bits a weight", f"{bits['ternary']:.2f} {kind}, {bits['overall']:.2f} overall")
     if summary["file_bytes"] is not None:
         facts.add_row("file size", f"{summary['file_bytes']:,} bytes")
     facts.add_row(

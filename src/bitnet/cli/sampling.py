@@ -10,7 +10,7 @@ from typing import Any
 
 from bitnet.errors import ConfigError
 from bitnet.generate import SamplingParams
-from bitnet.json_file import read_json_object
+from bitnet.json_file import CONFIG_BYTES, read_json_object
 
 _PUBLISHED = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -33,7 +33,7 @@ def _published(directory: Path) -> dict[str, Any]:
     path = directory / "generation_config.json"
     if not path.exists():
         return {}
-    values = read_json_object(path)
+    values = read_json_object(path, CONFIG_BYTES)
     if values.get("do_sample") is False:
         return {"temperature": 0.0}
     published = {key: values[key] for key in _PUBLISHED if values.get(key) is not None}

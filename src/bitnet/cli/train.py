@@ -108,10 +108,12 @@ def train(
     ] = None,
     export_format: Annotated[
         Literal["packed", "bf16"],
-        typer.Option(rich_help_panel=_OUTPUT, help="packed: 2 bits a weight; bf16: masters to train on."),
+        typer.Option(
+            rich_help_panel=_OUTPUT, help="packed: 2 bits a weight (binary: 1); bf16: masters to train on."
+        ),
     ] = "packed",
 ) -> None:
-    """Train a ternary model, on one process, under torchrun, or in workers of Ray.
+    """Train a ternary or binary model, on one process, under torchrun, or in workers of Ray.
 
     Ctrl-C saves the state and ends; --resume goes on from there to the bit.
     """

@@ -33,7 +33,7 @@ from bitnet.formats.safetensors import (
 from bitnet.formats.tensor import NUMPY_DTYPES, Tensor
 from bitnet.formats.tensor_names import norm_inside
 from bitnet.formats.validate import multipliers, validate
-from bitnet.json_file import read_json_object
+from bitnet.json_file import CONFIG_BYTES, read_json_object
 from bitnet.quant_config import LinearRecipe
 from bitnet.quantize.packing import pack, unpack
 from bitnet.quantize.weights import quantize_weight
@@ -248,7 +248,7 @@ def _stop_tokens(config: ModelConfig, directory: Path) -> frozenset[int]:
         stop.add(LLAMA3_END_OF_TURN)
     path = directory / "generation_config.json"
     if path.exists():
-        eos = read_json_object(path).get("eos_token_id")
+        eos = read_json_object(path, CONFIG_BYTES).get("eos_token_id")
         for token in [] if eos is None else eos if isinstance(eos, list) else [eos]:
             if type(token) is not int or not 0 <= token < config.vocab_size:
                 raise ConfigError(

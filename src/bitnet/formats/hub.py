@@ -47,7 +47,9 @@ def resolve(path_or_id: str | Path) -> Path:
         OSError,
         RuntimeError,
     ) as error:  # a name too long, a parent that is closed to us, an unknown ~user
-        raise FormatError(f"{path_or_id}: cannot be opened ({error})") from None
+        raise FormatError(
+            f"{path_or_id}: cannot be opened ({getattr(error, 'strerror', None) or error})"
+        ) from None
     if is_file:
         if is_gguf(path):
             return path

@@ -37,21 +37,10 @@ class Expected:
 
 def projections(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Every quantised linear layer: name without suffix -> (out_features, in_features), in layer order."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries, keys = config.query_size, config.key_value_size
-    in_layer = {
-        "self_attn.q_proj": (queries, hidden),
-        "self_attn.k_proj": (keys, hidden),
-        "self_attn.v_proj": (keys, hidden),
-        "self_attn.o_proj": (hidden, queries),
-        "mlp.gate_proj": (inner, hidden),
-        "mlp.up_proj": (inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-    }
     return {
         f"model.layers.{layer}.{name}": shape
         for layer in range(config.num_hidden_layers)
-        for name, shape in in_layer.items()
+        for name, shape in config.projection_shapes.items()
     }
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from transformers.quantizers.quantizer_bitnet import BitNetHfQuantizer
 from transformers.quantizers.quantizers_utils import should_convert_module
 
-from bitnet.errors import FormatError
+from bitnet.config import VARIANT_ARCHITECTURE
+from bitnet.errors import FormatError, UnsupportedError
 from bitnet.hf.linear import KernelHead, KernelLinear, share_input
 from bitnet.hf.mapped_pages import PageReleaser
 from bitnet.quantize.packing import pack_2bit
@@ -44,6 +45,7 @@ class KernelQuantizer(BitNetHfQuantizer):  # type: ignore[misc]  # transformers 
         if not self._on_cpu:
             super()._process_model_before_weight_loading(model, device_map=device_map, **kwargs)
             return
+        _refuse_variant(model.config)
         config = self.quantization_config
         self._names = self._quantised_layers(model)
         for name in self._names:
@@ -90,6 +92,15 @@ class KernelQuantizer(BitNetHfQuantizer):  # type: ignore[misc]  # transformers 
             for name, module in model.named_modules()
             if isinstance(module, nn.Linear) and should_convert_module(name, skipped)
         ]
+
+
+def _refuse_variant(config: Any) -> None:
+    """transformers' class for one model loads the files of another, if told to, with a warning only."""
+    if VARIANT_ARCHITECTURE in (getattr(config, "architectures", None) or ()):
+        raise UnsupportedError(
+            f"{config._name_or_path}: transformers' {type(config).__name__} does not describe this model "
+            "(model_type bitnet-variant); load it by bitnet.load_model"
+        )
 
 
 def _is_cpu(device_map: Any) -> bool:

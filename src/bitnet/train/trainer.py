@@ -2,7 +2,7 @@
 
 OUT/training.yaml           the resolved configuration      OUT/tokenizer/         tokenizer.json
 OUT/checkpoints/step-N/     the last states, to go on from  OUT/metrics.csv, …     what was recorded
-OUT/model-packed/           the result, 2 bits a weight     OUT/model-bf16/        its masters
+OUT/model-packed/           the result, packed             OUT/model-bf16/        its masters
 
 One process or many run the same code; files are written and lines printed by the first.
 """
@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 
 from bitnet.errors import DivergedError, FormatError, InputError
 from bitnet.formats.checkpoint import Checkpoint
+from bitnet.formats.tensor_names import expected_tensors
 from bitnet.nn import Transformer
 from bitnet.nn.bitlinear import set_quantization
 from bitnet.quant_config import QuantizationMode
@@ -152,8 +153,8 @@ class Trainer:
             changes: `a.b=c` assignments to its configuration: another horizon, other texts, longer sequences.
         Raises:
             FormatError: there is no run, or its files are damaged.
-            InputError: a step would hold another number of tokens, in which schedule and record count; or
-                the run has gone beyond its new horizon.
+            InputError: a step would hold another number of tokens, in which schedule and record count; the
+                model would have other tensors; or the run has gone beyond its new horizon.
         """
         parallel = parallel or Parallel()
         path = directory / CONFIG_FILE
@@ -165,6 +166,11 @@ class Trainer:
             raise InputError(
                 f"{directory}: a step of this run holds {config.data.tokens_per_step} tokens, not "
                 f"{changed.data.tokens_per_step}; keep batch_size times sequence_length"
+            )
+        if expected_tensors(changed.model) != expected_tensors(config.model):
+            raise InputError(
+                f"{directory}: these changes give the model other tensors than its checkpoints hold; start a "
+                "new run"
             )
         folder = directory / TOKENIZER_FOLDER
         trainer = cls(
@@ -179,6 +185,8 @@ class Trainer:
                 f"{directory}: {trainer.step} steps are done, the schedule has {trainer.schedule.steps}; "
                 "raise schedule.horizon"
             )
+        if changed.model.quantization != config.model.quantization:
+            trainer.notices.append(f"the quantisers differ from those that led to step {trainer.step}")
         if changed != config:
             parallel.from_first(lambda: changed.save(path))
         return trainer

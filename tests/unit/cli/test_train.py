@@ -98,6 +98,20 @@ def test_draws_a_schedule_without_training(text, tmp_path, capsys):
     assert "5000 steps" in capsys.readouterr().out
 
 
+def test_the_schedule_of_low_bit_inputs_shows_where_they_begin(text, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("bitnet.train.plots.plot_schedule", lambda curves, *_: drawn.append(curves))
+    arguments = ("--preset", "stories", "--data", text, "--steps", 20, "--plot-schedule", tmp_path / "a.png")
+    assert bitnet("train", *arguments, "--set", "schedule.low_bit_from=0.75") == 0
+    for name in ("a4.8", "v2"):
+        settings = ("--set", f"model.variant={name}", "--set", "schedule.low_bit_from=0.75")
+        assert bitnet("train", *arguments, *settings) == 0
+    plain, *low_bit = drawn
+    assert "low-bit inputs" not in plain
+    for curves in low_bit:
+        assert curves["low-bit inputs"] == (list(range(20)), [0.0] * 15 + [1.0] * 5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

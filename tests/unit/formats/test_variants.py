@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from bitnet.cli.convert import describe
+from bitnet.cli.info import info as print_info
 from bitnet.cli.info import summarize
 from bitnet.config import ModelConfig
 from bitnet.convert import convert
@@ -85,6 +87,18 @@ def test_info_counts_weights(folder):
     (row,) = [row for row in summary["tensors"] if row["name"] == f"{O_PROJ}.weight"]
     assert row["sample"] == checkpoint.linear(O_PROJ).codes()[0, :8].tolist()
     assert row["shape"] == [24, 48]
+
+
+def test_binary_weights_are_called_binary(tmp_path, capsys):
+    synthesize(shape(VARIANTS["w1a8"]), tmp_path / "packed")
+    text = describe(convert(tmp_path / "packed", tmp_path / "bf16", "bf16"))
+    text += describe(convert(tmp_path / "bf16", tmp_path / "again", "packed"))
+    print_info(str(tmp_path / "again"))
+    text += capsys.readouterr().out
+    assert "1 binary," in text
+    assert "rounded to binary" in text
+    assert "1.00 binary, " in text
+    assert " ternary" not in text
 
 
 @pytest.mark.parametrize("name", [name for name in EVERY if name != "b1.58"])

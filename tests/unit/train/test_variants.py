@@ -63,7 +63,7 @@ def codes_of_forward(model, ids, monkeypatch):
 def test_a_variant_learns_and_its_exports_compute_what_it_computed(
     tmp_path, values, tokenizer, settings, monkeypatch
 ):
-    config = quiet(values, *settings, "schedule.horizon=100")
+    config = quiet(values, *settings, "schedule.horizon=30")
     run = Trainer.create(tmp_path, config, tokenizer)
     assert run.run()
     losses = [float(row["loss"]) for row in read_rows(tmp_path / "metrics.csv")]
@@ -112,6 +112,18 @@ def test_a_run_resumes_to_the_bit_across_the_switch_to_few_bits(tmp_path, values
             assert torch.equal(
                 whole.optimizer.state[first][moment], resumed.optimizer.state[second][moment]
             ), name
+
+
+def test_a_resume_may_change_quantisers_but_no_tensors(tmp_path, values, tokenizer):
+    assert Trainer.create(
+        tmp_path, quiet(values, "schedule.horizon=2", "model.variant=a4.8"), tokenizer
+    ).run()
+    other = ["model.quantization_config=null", "schedule.horizon=4"]
+    with pytest.raises(InputError, match="other tensors"):
+        Trainer.resume(tmp_path, [*other, "model.variant=tips"])
+    resumed = Trainer.resume(tmp_path, [*other, "model.variant=v2"])
+    assert any("the quantisers differ" in notice for notice in resumed.notices)
+    assert resumed.model.model.layers[0].mlp.down_proj.recipe.rotate
 
 
 def inputs_in_force(model):
