@@ -43,7 +43,7 @@ def test_a_repetitive_text_is_learned(tmp_path, config, tokenizer):
     assert run.run()
     rows = read_rows(tmp_path / "metrics.csv")
     assert [int(row["step"]) for row in rows] == [20, 40, 60, 80, 100, 120]
-    assert float(rows[0]["loss"]) > 3.5
+    assert float(rows[0]["loss"]) > 2.5
     assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
     bits = [float(row["heldout:story"]) for row in rows if row["heldout:story"]]
     assert len(bits) == 2
