@@ -68,11 +68,11 @@ class Session:
         """What our engine computes, for comparisons."""
         quantization = self.config.quantization
         inputs = "/".join(dict.fromkeys(vars(quantization.inputs).values()))
+        bits = "1 bit" if quantization.weights == "binary" else "2 bits"
         return (
             f"bitnet {bitnet.__version__} ({self.isa}): {quantization.weights} weights in "
-            f"{8 // quantization.codes_a_byte} bit(s) times {inputs} activations, exact, one scale "
-            f"a token; {self.config.hidden_act} in float32; keys and values in "
-            f"{self.kv_dtype}; head: "
+            f"{bits} times {inputs} activations, exact, one scale a token; "
+            f"{self.config.hidden_act} in float32; keys and values in {self.kv_dtype}; head: "
             + (
                 "bfloat16, every logit"
                 if self.head == "full"
