@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "layer_bindings.h"
+#include "model/rotary.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -76,18 +77,6 @@ void store(const float* from, std::size_t count, const Output& to, std::size_t f
     for (std::size_t i = 0; i < count; ++i) to.bf16[first + i] = narrow(from[i]);
 }
 
-// (x1, x2) -> (x1 cos1 - x2 sin1, x2 cos2 + x1 sin2) for the two halves of each head.
-void rotate(float* heads, std::size_t count, std::size_t head_dim, const float* cos, const float* sin) {
-  const std::size_t half = head_dim / 2;
-  for (std::size_t head = 0; head < count; ++head, heads += head_dim) {
-    for (std::size_t i = 0; i < half; ++i) {
-      const float first = heads[i], second = heads[half + i];
-      heads[i] = first * cos[i] - second * sin[i];
-      heads[half + i] = second * cos[half + i] + first * sin[half + i];
-    }
-  }
-}
-
 class DecoderLayer {
  public:
   // linears: q, k, v, o, gate, up, down. norms: of the input, behind attention, before gate and up, before
@@ -126,8 +115,9 @@ class DecoderLayer {
             "the layers' shapes disagree");
   }
 
-  // The query [tokens][width] of x [tokens][hidden_size], rotated by cos and sin [tokens or 1][head_dim]; its
-  // key and value go to `position` of keys and values [tokens][kv_heads][capacity][head_dim].
+  // The query [tokens][width] of x [tokens][hidden_size], rotated by cos and sin [tokens or 1][head_dim],
+  // whose second halves repeat the first; its key and value go to `position` of keys and values
+  // [tokens][kv_heads][capacity][head_dim].
   void project(nb::handle x_array, nb::handle cos_array, nb::handle sin_array, const F32Rows& query,
                nb::handle keys_array, nb::handle values_array, std::size_t position) {
     const Input x(x_array), cos(cos_array), sin(sin_array);
@@ -144,15 +134,16 @@ class DecoderLayer {
     load(x, 0, tokens * hidden_size_, hidden_.reserve(tokens * hidden_size_));
     float* key = gate_values_.reserve(tokens * kv_size);
     float* value = up_values_.reserve(tokens * kv_size);
-    float* angles = attended_.reserve(2 * head_dim_);
+    const std::size_t half = head_dim_ / 2;
+    float *cosines = attended_.reserve(head_dim_), *sines = cosines + half;
     norm_and_quantize(hidden_.data(), tokens, 0);
     multiply(tokens, {{query_, q, query_->rows}, {key_, key, kv_size}, {value_, value, kv_size}});
     for (std::size_t t = 0; t < tokens; ++t) {
       const std::size_t row = cos.shape[0] == 1 ? 0 : t;
-      load(cos, row * head_dim_, head_dim_, angles);
-      load(sin, row * head_dim_, head_dim_, angles + head_dim_);
-      rotate(q + t * query_->rows, query_->rows / head_dim_, head_dim_, angles, angles + head_dim_);
-      rotate(key + t * kv_size, kv_heads_, head_dim_, angles, angles + head_dim_);
+      load(cos, row * head_dim_, half, cosines);
+      load(sin, row * head_dim_, half, sines);
+      rotate(q + t * query_->rows, query_->rows / head_dim_, head_dim_, cosines, sines);
+      rotate(key + t * kv_size, kv_heads_, head_dim_, cosines, sines);
     }
     for (std::size_t head = 0; head < tokens * kv_heads_; ++head) {
       const std::size_t at = (head * keys.shape[2] + position) * head_dim_;

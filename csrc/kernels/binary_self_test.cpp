@@ -1,18 +1,18 @@
 // The kernels of one-bit values against the scalar ones on this very machine: part of `bitnet doctor`.
 #include <algorithm>
 #include <cmath>
-#include <cstring>
 #include <limits>
 #include <random>
 #include <string>
 
 #include "binary_kernels.h"
 #include "model/buffer.h"
+#include "self_test_report.h"
 
 namespace bitnet {
 namespace {
 
-class BinarySelfTest {
+class BinarySelfTest : SelfTestReport {
  public:
   explicit BinarySelfTest(const BinaryKernels& candidate) : candidate_(candidate) {}
 
@@ -20,7 +20,7 @@ class BinarySelfTest {
     products("binary_gemm", &BinaryKernels::binary_gemm, 1);
     products("bit_serial_gemm", &BinaryKernels::ternary_gemm, 2);
     packing();
-    return results_;
+    return results();
   }
 
  private:
@@ -31,15 +31,6 @@ class BinarySelfTest {
     Buffer<std::uint32_t> words(count);
     for (std::size_t i = 0; i < count; ++i) words.data()[i] = static_cast<std::uint32_t>(random_());
     return words;
-  }
-
-  void compare(const std::string& what, bool equal) {
-    if (detail_.empty() && !equal) detail_ = what;
-  }
-
-  void finish(const std::string& kernel) {
-    results_.push_back({kernel, detail_.empty(), detail_.empty() ? "" : "differs from scalar at " + detail_});
-    detail_.clear();
   }
 
   void products(const char* name, void (*BinaryKernels::*kernel)(const BitProduct&), std::size_t lines) {
@@ -101,8 +92,6 @@ class BinarySelfTest {
 
   const BinaryKernels& candidate_;
   std::mt19937 random_{1905};
-  std::string detail_;
-  std::vector<SelfTestResult> results_;
 };
 
 }  // namespace

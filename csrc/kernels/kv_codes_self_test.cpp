@@ -7,13 +7,14 @@
 #include <string>
 
 #include "kv_codes.h"
+#include "self_test_report.h"
 
 namespace bitnet {
 namespace {
 
 constexpr float kPoison = -12345.0f;  // a kernel that leaves an output untouched must not pass
 
-class KvCodesTest {
+class KvCodesTest : SelfTestReport {
  public:
   explicit KvCodesTest(const Kernels& candidate) : candidate_(candidate) {}
 
@@ -28,7 +29,7 @@ class KvCodesTest {
             if (keys >= tokens && (keys - tokens) / kKeyBlock == (keys - 1) / kKeyBlock)
               attend({tokens, 1 + keys % 3, head_dim, 3 * head_dim + 1, keys, keys, 0.3f}, bits);
     finish("attention_codes");
-    return results_;
+    return results();
   }
 
  private:
@@ -37,17 +38,6 @@ class KvCodesTest {
     std::vector<float> values(n);
     for (float& value : values) value = distribution(random_) * deviation;
     return values;
-  }
-
-  template <class T>
-  void compare(const std::string& what, const std::vector<T>& expected, const std::vector<T>& found) {
-    if (detail_.empty() && std::memcmp(expected.data(), found.data(), expected.size() * sizeof(T)) != 0)
-      detail_ = what;
-  }
-
-  void finish(const std::string& kernel) {
-    results_.push_back({kernel, detail_.empty(), detail_.empty() ? "" : "differs from scalar at " + detail_});
-    detail_.clear();
   }
 
   void quantize(std::size_t n, std::size_t bits) {
@@ -127,8 +117,6 @@ class KvCodesTest {
 
   const Kernels& candidate_;
   std::mt19937 random_{158};
-  std::string detail_;
-  std::vector<SelfTestResult> results_;
 };
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "kernels.h"
 #include "kv_codes.h"
+#include "self_test_report.h"
 
 namespace bitnet {
 namespace {
@@ -15,7 +16,7 @@ namespace {
 constexpr std::size_t kSizes[] = {1, 7, 16, 34, 63, 64, 100, 192, 448, 1000};
 constexpr float kPoison = -12345.0f;  // a kernel that leaves an output untouched must not pass
 
-class SelfTest {
+class SelfTest : SelfTestReport {
  public:
   explicit SelfTest(const Kernels& candidate) : candidate_(candidate) {}
 
@@ -36,7 +37,7 @@ class SelfTest {
     dot();
     attention();
     to_f16();
-    return results_;
+    return results();
   }
 
  private:
@@ -51,17 +52,6 @@ class SelfTest {
     std::vector<std::uint16_t> values(x.size());
     scalar_kernels.to_f16(x.data(), x.size(), values.data());
     return values;
-  }
-
-  template <class T>
-  void compare(const std::string& what, const std::vector<T>& expected, const std::vector<T>& found) {
-    if (detail_.empty() && std::memcmp(expected.data(), found.data(), expected.size() * sizeof(T)) != 0)
-      detail_ = what;
-  }
-
-  void finish(const std::string& kernel) {
-    results_.push_back({kernel, detail_.empty(), detail_.empty() ? "" : "differs from scalar at " + detail_});
-    detail_.clear();
   }
 
   using Gemm = decltype(Kernels::ternary_gemm);
@@ -358,8 +348,6 @@ class SelfTest {
 
   const Kernels& candidate_;
   std::mt19937 random_{158};
-  std::string detail_;
-  std::vector<SelfTestResult> results_;
 };
 
 }  // namespace

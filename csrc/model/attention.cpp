@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "rotary.h"
+
 namespace bitnet {
 namespace {
 
@@ -17,18 +19,6 @@ constexpr std::size_t kTileRows = 64;
 // Up to so many new tokens, tiles alone are too few tasks. The partial results of 32 tokens of 2B4T take 3 MB
 // at 4,096 positions.
 constexpr std::size_t kSplitTokens = 32;
-
-// Half-split rotation: (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin) for the two halves of each head.
-void rotate(float* heads, std::size_t count, std::size_t head_dim, const float* cos, const float* sin) {
-  const std::size_t half = head_dim / 2;
-  for (std::size_t head = 0; head < count; ++head, heads += head_dim) {
-    for (std::size_t i = 0; i < half; ++i) {
-      const float first = heads[i], second = heads[half + i];
-      heads[i] = first * cos[i] - second * sin[i];
-      heads[half + i] = second * cos[i] + first * sin[i];
-    }
-  }
-}
 
 // RoPE on the new queries and keys, and the new keys and values into their caches. A task is all that one
 // head's block of positions gets: their codes share words.

@@ -339,7 +339,9 @@ def test_native_layers_refuse_what_does_not_fit(changes, message):
 
 
 def arrays(tokens=2, positions=3):
-    floats = lambda *shape: np.ones(shape, np.float32)  # noqa: E731
+    def floats(*shape):
+        return np.ones(shape, np.float32)
+
     project = {"x": floats(tokens, HIDDEN), "cos": floats(1, HEAD_DIM), "sin": floats(1, HEAD_DIM)}
     keys, values = (floats(tokens, KV_HEADS, positions, HEAD_DIM) for _ in "kv")
     project |= {"query": floats(tokens, QUERIES), "keys": keys, "values": values}
