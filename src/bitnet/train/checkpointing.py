@@ -1,15 +1,17 @@
 """A run's state on disk: `checkpoints/step-00000250/`, by torch.distributed.checkpoint.
 
 Masters and Adam's moments are stored by parameter name in chunks that know their place, so another number of
-processes can read them; `run.json` beside them holds the step, the schedule's curves and the guard. Nothing
-else is needed to go on bit for bit, because data order and schedule are functions of configuration and step.
+processes can read them; `run.json` beside them holds the step, the schedule's curves, the guard and the sha256
+of every file: PyTorch does not notice a weight whose bits changed on disk. Nothing else is needed to go on bit
+for bit, because data order and schedule are functions of configuration and step.
 
-A folder gets its name when it is whole; the last few stay. PyTorch's format holds a pickled index, so resume
-only runs you trust; models are exchanged as safetensors (export.py).
+A folder gets its name when it is whole; the last few stay. PyTorch's format holds a pickled index, and a hash
+beside it proves no origin, so resume only runs you trust; models are exchanged as safetensors (export.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,6 +33,7 @@ from bitnet.nn import Transformer
 from bitnet.train.parallel import Parallel, is_lost_peer
 
 FOLDER, FACTS_FILE = "checkpoints", "run.json"
+_HASHES = "sha256"
 
 
 def save_state(
@@ -73,12 +76,21 @@ def _make_empty(temporary: Path) -> None:
 
 def _finish(temporary: Path, final: Path, facts: dict[str, Any]) -> None:
     """Add `run.json` and give the folder its name."""
+    facts = facts | {_HASHES: {path.name: _sha256(path) for path in sorted(temporary.iterdir())}}
     with (temporary / FACTS_FILE).open("w", encoding="utf-8") as file:
         file.write(json.dumps(facts, indent=1) + "\n")
         file.flush()
         os.fsync(file.fileno())  # PyTorch does so with its files; the name must not outlive the content
     shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 @contextmanager
@@ -130,6 +142,9 @@ def load_state(
     facts = read_json_object(path / FACTS_FILE)
     if facts.get("step") != steps[-1]:
         raise FormatError(f"{path / FACTS_FILE}: step is {facts.get('step')!r}, not {steps[-1]}")
+    older = f"; remove it to go on from step {steps[-2]}" if len(steps) > 1 else ""
+    if damage := parallel.from_first(lambda: _damage(path, facts)):
+        raise FormatError(f"{path}: is damaged: {damage}{older}")
     weights, moments = get_state_dict(model, optimizer)
     state = {"model": weights, "optimizer": moments}
     try:
@@ -140,7 +155,21 @@ def load_state(
     except (CheckpointException, Exception) as error:
         if isinstance(error, MemoryError) or is_lost_peer(error):
             raise
-        older = f"; remove it to go on from step {steps[-2]}" if len(steps) > 1 else ""
         reason = " ".join(str(error).split())[-300:]
         raise FormatError(f"{path}: damaged, or of another model ({reason}){older}") from None
     return facts
+
+
+def _damage(path: Path, facts: dict[str, Any]) -> str | None:
+    """What distinguishes a checkpoint's files from those that were saved."""
+    hashes = facts.get(_HASHES)
+    if not isinstance(hashes, dict) or not hashes:
+        return f"{FACTS_FILE} holds no {_HASHES} of the other files"
+    for name, expected in hashes.items():
+        try:
+            found = _sha256(path / Path(name).name)
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
+        if found != expected:
+            return f"the sha256 of {name} is {found}, {FACTS_FILE} says {expected}"
+    return None

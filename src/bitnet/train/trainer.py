@@ -242,7 +242,7 @@ class Trainer:
                     self._export_anew(self.directory / name, mode)
             elif finished:
                 report.notice(
-                    "schedule.quantized is false: nothing is exported, ternary formats cannot hold it"
+                    "schedule.quantized is false: nothing is exported, no format here holds such weights"
                 )
         return finished
 
@@ -257,7 +257,7 @@ class Trainer:
         """
         if not self.config.schedule.quantized:  # the file would hold codes this model never computed with
             raise InputError(
-                f"{self.directory}: schedule.quantized is false; ternary formats cannot hold such a model"
+                f"{self.directory}: schedule.quantized is false; no format here holds such weights"
             )
         low_bit = self.schedule.at(max(0, self.step - 1)).low_bit
         tensors, config = whole_tensors(self.model), computed_config(self.config.model, low_bit)

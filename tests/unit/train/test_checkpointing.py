@@ -1,6 +1,7 @@
 """States on disk: the last ones stay, damage is refused, nothing half-written or broken counts."""
 
 import contextlib
+import json
 import os
 import random
 import resource
@@ -105,8 +106,8 @@ def test_damaged_runs_are_refused_by_name(tmp_path, config, tokenizer, damage):
         Trainer.resume(tmp_path)
 
 
-def test_every_way_to_damage_a_checkpoint_is_refused_or_harmless(tmp_path, config, tokenizer):
-    """Bytes of the pickled index, and of the data's frame, one at a time."""
+def test_every_changed_bit_of_a_checkpoint_is_refused(tmp_path, config, tokenizer):
+    """Weights and moments among them, whose change PyTorch does not notice."""
     Trainer.create(tmp_path, changed(config, "schedule.horizon=1"), tokenizer).run()
     chance = random.Random(0)
     folder = tmp_path / FOLDER / "step-00000001"
@@ -116,7 +117,19 @@ def test_every_way_to_damage_a_checkpoint_is_refused_or_harmless(tmp_path, confi
             bad = bytearray(good)
             bad[chance.randrange(len(bad))] ^= 1 << chance.randrange(8)
             path.write_bytes(bad)
-            with contextlib.suppress(FormatError):
+            # run.json holds also what only informs, and white space
+            harmless = contextlib.suppress(FormatError) if path.name == "run.json" else None
+            with harmless or pytest.raises(FormatError, match="step-00000001: is damaged"):
                 Trainer.resume(tmp_path)
         path.write_bytes(good)
     assert Trainer.resume(tmp_path).step == 1
+
+
+@pytest.mark.parametrize("hashes", [None, {}, [], "0", {"../run.json": "0"}, {"missing": "0"}])
+def test_a_checkpoint_without_its_hashes_is_refused(tmp_path, config, tokenizer, hashes):
+    Trainer.create(tmp_path, changed(config, "report.save_every=6"), tokenizer).run()
+    file = tmp_path / FOLDER / "step-00000012" / "run.json"
+    facts = json.loads(file.read_text()) | {"sha256": hashes}
+    file.write_text(json.dumps(facts))
+    with pytest.raises(FormatError, match=r"step-00000012: is damaged.*; remove it to go on from step 6"):
+        Trainer.resume(tmp_path)
