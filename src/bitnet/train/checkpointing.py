@@ -1,9 +1,9 @@
 """A run's state on disk: `checkpoints/step-00000250/`, by torch.distributed.checkpoint.
 
 Masters and Adam's moments are stored by parameter name in chunks that know their place, so another number of
-processes can read them; `run.json` beside them holds the step, the schedule's curves, the guard and the sha256
-of every file: PyTorch does not notice a weight whose bits changed on disk. Nothing else is needed to go on bit
-for bit, because data order and schedule are functions of configuration and step.
+processes can read them; `run.json` beside them holds the step, the schedule's curves, the guard and every
+file's sha256: PyTorch does not notice a weight whose bits changed on disk. Nothing else is needed to go
+on bit for bit: data order and schedule are functions of configuration and step.
 
 A folder gets its name when it is whole; the last few stay. PyTorch's format holds a pickled index, and a hash
 beside it proves no origin, so resume only runs you trust; models are exchanged as safetensors (export.py).
