@@ -41,6 +41,13 @@ std::string check_choice(const std::string& value, const char* first, const char
   return value;
 }
 
+// What f returns; for calls that wait for a lock, which a forward of another thread may hold for seconds.
+template <class Function>
+auto without_gil(Function f) {
+  const nb::gil_scoped_release release;
+  return f();
+}
+
 // A transformer and the arrays it reads in place.
 class Engine {
  public:
@@ -123,15 +130,16 @@ class Engine {
 
   // Seconds by part since the model was loaded.
   std::vector<std::pair<std::string, double>> profile() const {
+    const bitnet::Profile profile = without_gil([&] { return transformer_->profile(); });
     std::vector<std::pair<std::string, double>> parts;
     for (std::size_t i = 0; i < bitnet::kParts; ++i)
-      parts.emplace_back(bitnet::kPartNames[i], transformer_->profile().seconds()[i]);
+      parts.emplace_back(bitnet::kPartNames[i], profile.seconds()[i]);
     return parts;
   }
 
   // Mean shares of live rows of up and live columns of down over single tokens; none before the first.
   std::optional<std::pair<double, double>> live_shares() const {
-    const bitnet::LiveShares& shares = transformer_->live_shares();
+    const bitnet::LiveShares shares = without_gil([&] { return transformer_->live_shares(); });
     if (shares.tokens == 0) return std::nullopt;
     const double all = static_cast<double>(shares.tokens * transformer_->config().intermediate_size);
     return std::make_pair(static_cast<double>(shares.up_rows) / all,

@@ -74,8 +74,9 @@ enum RowState : std::size_t { kMax, kSum, kShrink };
 // state.
 void softmax_block(float* scores, std::size_t visible, float* state) {
   for (std::size_t j = visible; j < kKeyBlock; ++j) scores[j] = -std::numeric_limits<float>::infinity();
-  f32x16 largest = f32x16::load(scores);
-  for (std::size_t j = kLanes; j < kKeyBlock; j += kLanes) largest = max(f32x16::load(scores + j), largest);
+  // max drops a NaN, so that lanes and their order cannot matter; exp brings it back
+  f32x16 largest = f32x16::set1(-std::numeric_limits<float>::infinity());
+  for (std::size_t j = 0; j < kKeyBlock; j += kLanes) largest = max(f32x16::load(scores + j), largest);
   const float block_max = largest.largest(), old_max = state[kMax];
   state[kMax] = block_max > old_max ? block_max : old_max;
   const f32x16 maximum = f32x16::set1(state[kMax]);

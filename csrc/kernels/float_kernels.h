@@ -6,9 +6,9 @@
 // result does not depend on how wide the registers are.
 //
 // f32x16 provides: zero, set1, load, load_bf16, load_f16, load_i32, store, store_i8, store_f16, +, -, *, /,
-// fma(a, b, c) = a * b + c, max, abs, round, pow2 (2^n for an integral n in [-126, 127]), sum (lanes i and
-// i+8, then +4, +2, +1), largest. u32x16, for packed codes: set1, load, right<n>, left<n>, &, |, to_float (of
-// numbers below 2^24).
+// fma(a, b, c) = a * b + c, max(a, b) = a > b ? a : b, abs, round, pow2 (2^n for an integral n in [-126,
+// 127], anything for NaN), sum (lanes i and i+8, then +4, +2, +1), largest. u32x16, for packed codes: set1,
+// load, right<n>, left<n>, &, |, to_float (of numbers below 2^24).
 
 struct F32Source {
   using type = float;
@@ -124,16 +124,17 @@ void dequantize(const std::int32_t* x, std::size_t n, float factor, const float*
 
 void relu2_gate(const float* gate, const float* up, std::size_t n, float* y) {
   map(n, y, [&](std::size_t i, std::size_t count) {
-    const f32x16 positive = max(load_some<F32Source>(gate + i, count), f32x16::zero());
+    const f32x16 positive = max(f32x16::zero(), load_some<F32Source>(gate + i, count));  // keeps NaN
     return positive * positive * load_some<F32Source>(up + i, count);
   });
 }
 
 // exp(x) for x <= 88: x = n ln 2 + r with |r| <= ln(2)/2, a degree-6 polynomial for e^r (relative error
 // below 2e-7), times 2^n. ln 2 is split in two floats so that n * ln 2 is subtracted without rounding
-// (Cody & Waite). Below -87 the result is 2^-126 and below, which softmax and silu round away: clamp.
+// (Cody & Waite). Below -87 the result is 2^-126 and below, which softmax and silu round away: clamp. NaN
+// stays.
 f32x16 exp(f32x16 x) {
-  const f32x16 clamped = max(x, f32x16::set1(-87.0f));
+  const f32x16 clamped = max(f32x16::set1(-87.0f), x);
   const f32x16 n = (clamped * f32x16::set1(1.44269504088896341f)).round();
   f32x16 r = fma(n, f32x16::set1(-0.693359375f), clamped);
   r = fma(n, f32x16::set1(2.12194440e-4f), r);

@@ -92,7 +92,8 @@ struct f32x16 {
     return make([&](int i) { return std::nearbyint(lane[i]); });
   }
   f32x16 pow2() const {
-    return make([&](int i) { return std::ldexp(1.0f, static_cast<int>(lane[i])); });
+    return make(
+        [&](int i) { return lane[i] == lane[i] ? std::ldexp(1.0f, static_cast<int>(lane[i])) : 1.0f; });
   }
   float sum() const {
     f32x16 r = *this;

@@ -278,6 +278,11 @@ class SelfTest : SelfTestReport {
                                    std::to_string(head_dim);
           attend_tile(what + ", float32", tile, k, v, &Kernels::attention_f32);
           attend_tile(what + ", float16", tile, half(k), half(v), &Kernels::attention_f16);
+          for (std::size_t key : {std::size_t{0}, std::min<std::size_t>(15, keys - tokens)}) {
+            std::vector<float> spoilt = k;
+            spoilt[key] = NAN;  // of the first component
+            attend_tile(what + ", one NaN", tile, spoilt, v, &Kernels::attention_f32, true);
+          }
         }
       }
     }
@@ -299,7 +304,8 @@ class SelfTest : SelfTestReport {
   void attend_tile(const std::string& what, const AttentionTile& tile, const std::vector<T>& k,
                    const std::vector<T>& v,
                    void (*Kernels::*kernel)(const AttentionTile&, const float*, const T*, const T*, float*,
-                                            float*)) {
+                                            float*),
+                   bool all_see_nan = false) {
     const std::vector<float> q = normal(tile.tokens * tile.stride, 3.0f);
     std::vector<float> expected(q.size(), kPoison), found = expected;
     for (std::size_t t = 0; t < tile.tokens; ++t) {
@@ -312,6 +318,12 @@ class SelfTest : SelfTestReport {
       }
     }
     run_attention(candidate_, kernel, tile, q.data(), k, v, found.data());
+    if (all_see_nan) {
+      compare(what + " is lost", std::isnan(expected[0]) && std::isnan(expected[tile.head_dim - 1]));
+      for (std::vector<float>* values : {&expected, &found})
+        std::replace_if(
+            values->begin(), values->end(), [](float x) { return std::isnan(x); }, NAN);  // its sign is free
+    }
     compare(what, expected, found);
   }
 

@@ -26,7 +26,7 @@ void rotate_and_store(Context& context, const Weights& weights, std::size_t laye
   const Config& config = context.config;
   Workspace& space = context.workspace;
   const std::size_t half = config.head_dim / 2, heads = config.kv_heads, group = config.heads / heads;
-  context.pool.run(context.plan.runs.size() * heads, [&](std::size_t task, std::size_t) {
+  context.pool.run(context.plan.runs.size() * heads, [&](std::size_t task, std::size_t thread) {
     const AttentionPlan::Run& run = context.plan.runs[task / heads];
     const std::size_t head = task % heads;
     for (std::size_t row = run.row; row < run.row + run.tokens; ++row) {
@@ -37,7 +37,7 @@ void rotate_and_store(Context& context, const Weights& weights, std::size_t laye
       rotate(space.query.data() + at * group, group, config.head_dim, cos, sin);
       rotate(space.key.data() + at, 1, config.head_dim, cos, sin);
       token.cache->store(context.kernels, layer, head, token.position, space.key.data() + at,
-                         space.value.data() + at);
+                         space.value.data() + at, space.codes.data() + thread * 2 * config.head_dim);
     }
   });
 }
@@ -141,6 +141,7 @@ void Workspace::reserve(const Config& config, std::size_t rows, std::size_t thre
   gate.reserve(rows * config.intermediate_size);
   up.reserve(rows * config.intermediate_size);
   row_scratch.reserve(threads * 3 * widest);
+  codes.reserve(threads * 2 * config.head_dim);
 }
 
 void quantize_inputs(Context& context, const float* x, const std::vector<float>& norm,

@@ -61,6 +61,8 @@ struct Workspace {
   std::vector<LiveList> live;                 // a token
   Buffer<float> row_scratch;                  // [threads][3 * widest row], of quantize_inputs
   Buffer<float> scratch, partial;             // of the attention kernels
+  Buffer<std::uint8_t> codes;                 // [threads][2 * head_dim], of KvCache::store
+  Buffer<std::int32_t> column_sums;           // [rows of down, whole chunks]
 
   void reserve(const Config& config, std::size_t rows, std::size_t threads);
 };

@@ -121,10 +121,12 @@ void run_live_columns(Context& context, const Linear& down, std::size_t t, float
   const float x_scale = x.scales.data()[t];
   const bool by_row = down.scales_by_row();
   const std::size_t chunks = down.row_chunks(), parts = std::min(chunks, context.pool.threads());
+  std::int32_t* const all_sums = context.workspace.column_sums.reserve(chunks * kChunkRows);
   context.pool.run(parts, [&](std::size_t part, std::size_t) {
     const std::size_t from = chunks * part / parts, to = chunks * (part + 1) / parts;
     const std::uint8_t* matrix = down.by_column.data() + from * kChunkBytes;
-    std::vector<std::int32_t> sums((to - from) * kChunkRows, -x.sums.data()[t]);
+    std::int32_t* const sums = all_sums + from * kChunkRows;
+    std::fill_n(sums, (to - from) * kChunkRows, -x.sums.data()[t]);
     const auto block = [&](std::size_t first) {
       const std::size_t start = std::min(first, live.indices.size());
       return ColumnList{live.indices.data() + start, live.values.data() + start,
@@ -132,13 +134,12 @@ void run_live_columns(Context& context, const Linear& down, std::size_t t, float
     };
     for (std::size_t first = 0; first < live.indices.size(); first += kColumnBlock)
       context.kernels.ternary_columns(matrix, down.column_bytes(), to - from, block(first),
-                                      block(first + kColumnBlock), sums.data());
+                                      block(first + kColumnBlock), sums);
     for (std::size_t row = from * kChunkRows; row < std::min(to * kChunkRows, down.rows); row += kTaskRows) {
       float delta[kTaskRows];
       const std::size_t count = std::min(kTaskRows, down.rows - row);
-      dequantize(context.kernels, sums.data() + (row - from * kChunkRows), count,
-                 down.scales.data() + (by_row ? row : 0), by_row, x_scale,
-                 down.bias.empty() ? nullptr : down.bias.data() + row, delta);
+      dequantize(context.kernels, all_sums + row, count, down.scales.data() + (by_row ? row : 0), by_row,
+                 x_scale, down.bias.empty() ? nullptr : down.bias.data() + row, delta);
       for (std::size_t i = 0; i < count; ++i) hidden[row + i] += delta[i];
     }
   });

@@ -69,17 +69,18 @@ Shortlist::Shortlist(const Config& config, const Table& head, ThreadPool& pool)
       residuals_(rows_),
       norms_(rows_) {
   const std::size_t padded = padded_columns(columns_);
-  pool.run((rows_ + kBlockRows - 1) / kBlockRows, [&](std::size_t block, std::size_t) {
-    std::vector<float> row(padded, 0.0f);
-    std::vector<std::uint8_t> code(padded);
+  std::vector<float> rows(pool.threads() * padded, 0.0f);
+  std::vector<std::uint8_t> codes(pool.threads() * padded);
+  pool.run((rows_ + kBlockRows - 1) / kBlockRows, [&](std::size_t block, std::size_t thread) {
+    float* const row = rows.data() + thread * padded;
+    std::uint8_t* const code = codes.data() + thread * padded;
     const std::size_t last = std::min((block + 1) * kBlockRows, rows_);
     for (std::size_t r = block * kBlockRows; r < last; ++r) {
-      widen_row(head, r, columns_, row.data());
+      widen_row(head, r, columns_, row);
       float largest = 0.0f;
-      for (const float value : row) largest = std::max(largest, std::fabs(value));
+      for (std::size_t i = 0; i < columns_; ++i) largest = std::max(largest, std::fabs(row[i]));
       const float best =
-          kStep *
-          static_cast<float>(std::sqrt(squared_norm(row.data(), columns_) / static_cast<double>(columns_)));
+          kStep * static_cast<float>(std::sqrt(squared_norm(row, columns_) / static_cast<double>(columns_)));
       const float step = std::max(best, largest / kLargestInSteps);
       const float inverse = step > 0.0f ? 1.0f / step : 0.0f;
       float residual = 0.0f, norm = 0.0f;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <stdexcept>
-#include <vector>
 
 namespace bitnet {
 namespace {
@@ -60,7 +59,7 @@ std::size_t KvCache::bytes() const {
 
 bool KvCache::fits(const Config& config) const {
   return type_ == config.cache_type && layers_ == config.layers && kv_heads_ == config.kv_heads &&
-         head_dim_ == config.head_dim;
+         head_dim_ == config.head_dim && capacity_ <= config.max_positions;
 }
 
 // convert(x, n, y) turns n floats into the cache's type.
@@ -80,15 +79,14 @@ void KvCache::scatter(std::size_t position, const float* key, const float* value
 }
 
 void KvCache::store_codes(const Kernels& kernels, std::size_t layer, std::size_t head, std::size_t position,
-                          const float* key, const float* value) {
+                          const float* key, const float* value, std::uint8_t* codes) {
   const KvBlock layout{bits_, head_dim_};
   const std::size_t j = position % kKeyBlock, bits = in_four_bits(position) ? 4 : bits_;
   std::uint32_t* words = codes_.data() + block(layer, head, position) * layout.words();
   auto* ranges = reinterpret_cast<std::uint16_t*>(words + layout.ranges()) + j;
-  std::vector<std::uint8_t> codes(2 * head_dim_);  // of the key, then of the value
   for (std::size_t kind = 0; kind < 2; ++kind, ranges += 2 * kKeyBlock) {
     std::uint16_t range[2];
-    kernels.quantize_head(kind == 0 ? key : value, head_dim_, bits, &codes[kind * head_dim_], range);
+    kernels.quantize_head(kind == 0 ? key : value, head_dim_, bits, codes + kind * head_dim_, range);
     ranges[0] = range[0];
     ranges[kKeyBlock] = range[1];
   }
@@ -107,10 +105,10 @@ void KvCache::store_codes(const Kernels& kernels, std::size_t layer, std::size_t
 }
 
 void KvCache::store(const Kernels& kernels, std::size_t layer, std::size_t head, std::size_t position,
-                    const float* key, const float* value) {
+                    const float* key, const float* value, std::uint8_t* scratch) {
   const std::size_t at = block(layer, head, position);
   if (bits_ != 0)
-    store_codes(kernels, layer, head, position, key, value);
+    store_codes(kernels, layer, head, position, key, value, scratch);
   else if (type_ == CacheType::float16)
     scatter(position, key, value, keys16_.data() + keys_at(at), values16_.data() + values_at(at),
             kernels.to_f16);

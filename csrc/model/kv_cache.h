@@ -24,12 +24,15 @@ class KvCache {
   std::size_t capacity() const { return capacity_; }
   std::size_t bytes() const;  // reserved; those of positions that were never reached cost no memory
   void set_length(std::size_t length) { length_ = length; }
+  // Whether a model of this configuration can go on with it: the shapes are its own, and no position is
+  // beyond those it knows.
   bool fits(const Config& config) const;
 
   // Stores one position of one layer and key/value head: key and value are float32 [head_dim], the key after
   // RoPE. Positions of one block and head must not be stored at the same time: their codes share words.
+  // scratch: 2 * head_dim bytes.
   void store(const Kernels& kernels, std::size_t layer, std::size_t kv_head, std::size_t position,
-             const float* key, const float* value);
+             const float* key, const float* value, std::uint8_t* scratch);
   // A tile's partial attention from position `first` on, a multiple of 64; tile.keys and tile.end count from
   // there.
   void attend(const Kernels& kernels, std::size_t layer, std::size_t kv_head, std::size_t first,
@@ -56,8 +59,9 @@ class KvCache {
   template <class T, class Convert>
   void scatter(std::size_t position, const float* key, const float* value, T* keys, T* values,
                Convert convert) const;
+  // codes [2 * head_dim]: scratch, of the key, then of the value.
   void store_codes(const Kernels& kernels, std::size_t layer, std::size_t head, std::size_t position,
-                   const float* key, const float* value);
+                   const float* key, const float* value, std::uint8_t* codes);
 
   CacheType type_;
   std::size_t bits_;  // of a code; 0 for floats

@@ -5,14 +5,9 @@
 // within a task.
 #pragma once
 
-#include <atomic>
-#include <condition_variable>
 #include <cstddef>
-#include <cstdint>
-#include <mutex>
-#include <thread>
+#include <memory>
 #include <type_traits>
-#include <vector>
 
 namespace bitnet {
 
@@ -26,10 +21,11 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  std::size_t threads() const { return workers_.size() + 1; }
+  std::size_t threads() const { return threads_; }
 
   // Calls f(task, thread) for every task in 0..tasks-1, thread in 0..threads-1, in any order; returns
-  // when all are done. f must not throw.
+  // when all are done. f must not throw. In the child of a fork the first job starts threads anew, and throws
+  // as the constructor does.
   template <class Function>
   void run(std::size_t tasks, Function&& f) {
     start(
@@ -42,23 +38,13 @@ class ThreadPool {
 
  private:
   using Task = void (*)(void* function, std::size_t task, std::size_t thread);
+  class Team;
 
   void start(std::size_t tasks, Task task, void* function);
-  void work(std::size_t thread);
-  void worker(std::size_t thread);
-  void stop();
+  void forget_parents_team();
 
-  std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  Task task_ = nullptr;
-  void* function_ = nullptr;
-  std::size_t tasks_ = 0;
-  alignas(64) std::atomic<std::uint64_t> job_{0};  // counts jobs; a change is the signal to start
-  alignas(64) std::atomic<std::size_t> next_{0};   // the next task to take
-  alignas(64) std::atomic<std::size_t> busy_{0};   // workers that have not finished the current job
-  std::size_t parked_ = 0;                         // guarded by mutex_
-  bool stop_ = false;                              // written once, published by job_
+  std::size_t threads_;
+  std::unique_ptr<Team> team_;
 };
 
 }  // namespace bitnet

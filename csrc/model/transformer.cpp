@@ -22,6 +22,16 @@ Transformer::Transformer(const Config& config, Weights weights, std::size_t thre
     shortlist_ = std::make_unique<Shortlist>(config_, weights_.head, pool_);
 }
 
+Profile Transformer::profile() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return profile_;
+}
+
+LiveShares Transformer::live_shares() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return live_shares_;
+}
+
 void Transformer::check(const std::vector<Sequence>& batch) const {
   std::vector<const KvCache*> seen;
   for (const Sequence& sequence : batch) {

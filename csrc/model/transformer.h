@@ -25,8 +25,8 @@ class Transformer {
   const Config& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   std::size_t threads() const { return pool_.threads(); }
-  const Profile& profile() const { return profile_; }
-  const LiveShares& live_shares() const { return live_shares_; }
+  Profile profile() const;
+  LiveShares live_shares() const;
 
   // Appends every sequence's ids to its cache. logits is float32, [sum of counts][vocab_size] with
   // all_logits and [sequences][vocab_size] (the last token's) without. With all_logits they are exact; a
@@ -54,7 +54,7 @@ class Transformer {
   LiveShares live_shares_;
   Buffer<float> hidden_;
   std::unique_ptr<Shortlist> shortlist_;  // null where the full head always runs
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
 };
 
 }  // namespace bitnet

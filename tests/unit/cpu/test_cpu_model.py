@@ -1,5 +1,8 @@
 """What the cpu engine refuses, and that a refusal changes nothing."""
 
+import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -54,6 +57,19 @@ def test_a_cache_of_another_model(model):
     foreign = bitnet.load_model(None).new_cache(8)
     with pytest.raises(InputError, match="another model"):
         model.forward([(foreign, [1])])
+
+
+def test_a_cache_for_more_positions_than_the_model_knows(model, golden, tmp_path):
+    """Its rotary tables end there."""
+    folder = shutil.copytree(golden / "packed_offline", tmp_path / "short")
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 64}
+    (folder / "config.json").write_text(json.dumps(config))
+    short = bitnet.load_model(folder)
+    cache = model.new_cache(100)
+    with pytest.raises(InputError, match="another model"):
+        short.forward([(cache, [1] * 100)])
+    assert cache.length == 0
+    short.forward([(model.new_cache(64), [1] * 64)])
 
 
 def test_a_cache_of_another_kind(model):
@@ -140,6 +156,39 @@ def test_callers_from_several_threads_get_their_own_results(model):
         thread.join()
     for left, right in zip(found, expected, strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_goes_on_with_threads_of_its_own(golden):
+    """As multiprocessing starts its workers; the parent's threads are not in them."""
+    program = """
+import os, signal, sys, warnings
+import numpy as np
+import bitnet
+warnings.simplefilter("ignore", DeprecationWarning)  # Python's, of forks beside threads
+model = bitnet.load_model(sys.argv[1], threads=3)
+def run():
+    return model.forward([(model.new_cache(80), list(range(80)))])[0]
+expected = run()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    same = np.array_equal(run(), expected) and model.threads == 3
+    grandchild = os.fork()
+    if grandchild == 0:
+        signal.alarm(60)
+        same = np.array_equal(run(), expected)
+    elif os.waitpid(grandchild, 0)[1] != 0:
+        same = False
+    del model  # waits for its own threads
+    os._exit(0 if same else 1)
+assert os.waitpid(child, 0)[1] == 0
+assert np.array_equal(run(), expected)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", program, str(golden / "packed_offline")], capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
 
 
 def test_not_finite_weights_reach_the_logits(golden, tmp_path):
