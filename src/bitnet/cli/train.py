@@ -117,7 +117,7 @@ def train(
 
     Ctrl-C saves the state and ends; --resume goes on from there to the bit.
     """
-    _require("torch", "matplotlib", "pydantic", "yaml")
+    _require("torch", "matplotlib", "pydantic", "yaml", "filelock")
     short = _short_forms(preset, data, heldout, steps)
     changes = [*short, *(assignments or ())]
     if plot_schedule is not None:
@@ -180,7 +180,9 @@ def _short_forms(
         "data.heldout": heldout or None,
         "schedule.horizon": steps,
     }
-    return [f"{key}={json.dumps(value)}" for key, value in pairs.items() if value is not None]
+    return [
+        f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in pairs.items() if value is not None
+    ]
 
 
 def _values(config: Path | None, out: Path | None, resume: bool, changes: list[str]) -> dict[str, Any]:
@@ -240,6 +242,7 @@ def _plot(values: dict[str, Any], path: Path) -> None:
     from bitnet.train.plots import plot_schedule
     from bitnet.train.schedule import Schedule
 
+    _shape_of_masters(values)
     config = TrainingConfig.from_dict(values)
     schedule = Schedule(config.schedule, config.data.tokens_per_step)
     steps = sorted({round(part * (schedule.steps - 1) / 999) for part in range(1000)})
@@ -268,16 +271,14 @@ class _Start:
 
 def _prepare(values: dict[str, Any], tokenizer_file: Path | None, parallel: Parallel) -> _Start:
     """Resolve what a new run leaves open: shape and tokenizer of a checkpoint, vocabulary of the data."""
-    from bitnet.formats.checkpoint import read_checkpoint
     from bitnet.train.config import TrainingConfig
-    from bitnet.train.masters import model_values
+    from bitnet.train.sources import refuse_hub
     from bitnet.train.tokenizer import id_bound, load_tokenizer, read_chat_template, separator_ids
 
-    initial = None
-    if values.get("initial") is not None:
-        initial = read_checkpoint(str(values["initial"]))
-        values["model"] = model_values(values.get("model"), initial)
+    initial = _shape_of_masters(values)
     config = TrainingConfig.from_dict(values)
+    for path in (*(source.path for source in config.data.sources), *config.data.heldout):
+        refuse_hub(path)
     source = _tokenizer_source(config, tokenizer_file, initial)
     if source is None:
         tokenizer, template = _learn_tokenizer(config, parallel), None
@@ -292,6 +293,18 @@ def _prepare(values: dict[str, Any], tokenizer_file: Path | None, parallel: Para
         )
         config = replace(config, model=model)
     return _Start(config, tokenizer, template, initial)
+
+
+def _shape_of_masters(values: dict[str, Any]) -> Checkpoint | None:
+    """The checkpoint that a run continues from, if any; the model is as it says."""
+    from bitnet.formats.checkpoint import read_checkpoint
+    from bitnet.train.masters import model_values
+
+    if values.get("initial") is None:
+        return None
+    initial = read_checkpoint(str(values["initial"]))
+    values["model"] = model_values(values.get("model"), initial)
+    return initial
 
 
 def _tokenizer_source(config: TrainingConfig, file: Path | None, initial: Checkpoint | None) -> Path | None:

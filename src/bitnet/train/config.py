@@ -45,8 +45,16 @@ def _model(value: object) -> ModelConfig:
     if not isinstance(value, Mapping):
         raise ConfigError("write the model as keys, for example {preset: stories}")
     keys = dict(value)
+    wrong = next((key for key in keys if not isinstance(key, str)), None)
+    if wrong is not None:
+        raise ConfigError(f"model: the key {wrong!r} is no text")
     name = keys.pop("preset", None)
+    if name is not None and not isinstance(name, str):
+        raise ConfigError(f"model.preset is {name!r}; write one name")
     base = {} if name is None else preset(name).to_dict()
+    if "vocab_size" in keys:  # the preset's ids belong to its vocabulary; a run takes the tokenizer's
+        for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            base.pop(key, None)
     if "hidden_size" in keys and "head_dim" not in keys:
         base.pop("head_dim", None)  # the preset's belongs to the preset's width
     base.pop("model_type", None)  # the preset's belongs to the preset's quantisers

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bitnet.errors import BitnetError, InputError
 from bitnet.tokenizer import Tokenizer
 from bitnet.train.documents import Document, Message, texts
-from bitnet.train.tokenizer import id_bound, separator_ids, without_limits
+from bitnet.train.tokenizer import id_bound, separator_ids, special_tokens, without_limits
 
 _MOST_DOCUMENTS, _MOST_CHARACTERS = (
     1024,
@@ -31,16 +31,22 @@ class Encoder:
 
     Args:
         tokenizer: is copied.
-        folder: where the tokenizer's chat template is, for conversations; None: the tokenizer must be
+        folder: where the tokenizer's chat template is, for conversations.
+        chat_template: the template itself, where there is no folder. Without both, the tokenizer must be
             Llama 3's, whose template is known.
     Raises:
         InputError: the tokenizer has no token that separates documents.
     """
 
-    def __init__(self, tokenizer: tokenizers.Tokenizer, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: tokenizers.Tokenizer,
+        folder: Path | None = None,
+        chat_template: str | None = None,
+    ) -> None:
         self._core = without_limits(tokenizer)
         self._core.encode_special_tokens = True  # that is: as plain text
-        self._folder = folder
+        self._folder, self._chat_template = folder, chat_template
         self.separator = separator_ids(tokenizer)
         self.vocab_size = id_bound(tokenizer)
 
@@ -82,7 +88,8 @@ class Encoder:
     @cached_property
     def _template(self) -> Tokenizer:
         found = Tokenizer.from_directory(self._folder) if self._folder else None
-        return found or Tokenizer(without_limits(self._core))
+        settings = special_tokens(self._core) | {"chat_template": self._chat_template}
+        return found or Tokenizer(without_limits(self._core), settings)
 
 
 def in_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:

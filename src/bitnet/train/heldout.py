@@ -75,7 +75,7 @@ class HeldOut:
         return nats / math.log(2) / self.size
 
 
-def open_texts(paths: Sequence[str], tokenizer: Tokenizer) -> list[HeldOut]:
+def open_texts(paths: Sequence[str], tokenizer: Tokenizer, chat_template: str | None = None) -> list[HeldOut]:
     """The validation splits of prepared folders, and texts.
 
     Each is called by the shortest of `story`, `story.txt`, `folder/story.txt`, … that is no other's too.
@@ -85,7 +85,7 @@ def open_texts(paths: Sequence[str], tokenizer: Tokenizer) -> list[HeldOut]:
     """
     different = [Path(path) for path in dict.fromkeys(paths)]
     return [
-        HeldOut.of(name, open_source(path, tokenizer, "validation"))
+        HeldOut.of(name, open_source(path, tokenizer, "validation", chat_template=chat_template))
         for name, path in zip(_names(different), different, strict=True)
     ]
 

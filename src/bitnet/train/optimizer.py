@@ -22,6 +22,12 @@ def build_optimizer(model: Transformer, config: OptimizerConfig) -> torch.optim.
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=True)
 
 
+def set_constants(optimizer: torch.optim.AdamW, config: OptimizerConfig) -> None:
+    """Put the configuration's over those that a checkpoint brought along."""
+    for group in optimizer.param_groups:
+        group["betas"], group["eps"] = config.betas, config.eps
+
+
 def follow_schedule(optimizer: torch.optim.AdamW, values: Values) -> None:
     """Set the learning rate and the weight decay of one optimiser step."""
     for group in optimizer.param_groups:

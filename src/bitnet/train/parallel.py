@@ -116,10 +116,10 @@ def processes() -> Iterator[Parallel]:
     joined = dist.is_initialized()
     try:
         yield Parallel(device=_device(0)) if world == 1 else _join(world)
-    except (dist.DistError, RuntimeError) as error:
+    except (dist.DistError, RuntimeError, MemoryError) as error:
         if is_lost_peer(error):
             raise ResourceError(_lost(error)) from None
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
             raise ResourceError(
                 "not enough memory for this model and batch; set a smaller data.micro_batch_size or model, "
                 "compute.activation_checkpointing=true, or use more processes"

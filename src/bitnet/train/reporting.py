@@ -10,14 +10,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from bitnet.config import ModelConfig
 from bitnet.nn import Transformer
 from bitnet.train.config import TrainingConfig
 from bitnet.train.export import computed_config, whole_tensors
-from bitnet.train.heldout import bits_per_byte, open_texts, packed_bits_per_byte, packed_model
+from bitnet.train.heldout import HeldOut, bits_per_byte, packed_bits_per_byte, packed_model
 from bitnet.train.parallel import Parallel
 from bitnet.train.plots import plot_run
 from bitnet.train.progress import ProgressReport
@@ -45,11 +44,10 @@ class Reporting:
     """A context: opened before the first step; at its end bars vanish and pictures are drawn."""
 
     def __init__(
-        self, directory: Path, config: TrainingConfig, tokenizer: Tokenizer, parallel: Parallel
+        self, directory: Path, config: TrainingConfig, heldout: Sequence[HeldOut], parallel: Parallel
     ) -> None:
-        """Raises FormatError, InputError: a held-out text is not to be had."""
         self._directory, self._config, self._parallel = directory, config, parallel
-        self._texts = open_texts(config.data.heldout, tokenizer)
+        self._texts = heldout
         self._packed = config.report.evaluate_packed and config.schedule.quantized
         self._progress = ProgressReport(quiet=not parallel.first)
         self._record: Record | None = None

@@ -45,6 +45,7 @@ class Schedule:
 
     Attributes:
         steps: optimiser steps of the run.
+        horizon, warmup: lengths of the run and of the rate's rise, in steps and fractions of one.
         curves: every curve's pieces by name; what a checkpoint stores.
     """
 
@@ -52,9 +53,9 @@ class Schedule:
         """Raises ConfigError: a curve's pieces do not cover the run in order."""
         scale = tokens_per_step if config.unit == "tokens" else 1
         self.steps = math.ceil(config.horizon / scale)
-        self._horizon = config.horizon / scale
+        self.horizon = config.horizon / scale
         warmup = config.learning_rate.warmup
-        self._warmup = self._horizon / 50 if warmup is None else warmup / scale
+        self.warmup = self.horizon / 50 if warmup is None else warmup / scale
         bits = config.activation_bits if config.quantized else 16
         self.curves: dict[str, Curve] = {
             "learning_rate": _rate(config),
@@ -68,8 +69,8 @@ class Schedule:
 
     def at(self, step: int) -> Values:
         """The values of optimiser step `step`, counted from 0."""
-        position = step / self._horizon
-        ramp = min(1.0, (step + 1) / self._warmup) if self._warmup else 1.0
+        position = step / self.horizon
+        ramp = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         return Values(
             ramp * evaluate(self.curves["learning_rate"], position),
             evaluate(self.curves["weight_decay"], position),

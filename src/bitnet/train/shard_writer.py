@@ -45,6 +45,8 @@ class ShardWriter:
     ) -> None:
         if shard_tokens < 1:
             raise InputError(f"shard_tokens is {shard_tokens}; it must be at least 1")
+        if not folder.name:
+            raise InputError(f"{folder}: has no name of its own; choose another folder")
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError(f"{folder}: exists already; remove it or choose another folder")
         self.folder, self._temporary = folder, folder.with_name(f".{folder.name}.{os.getpid()}.partial")

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from bitnet.errors import FormatError, ResourceError
 from bitnet.json_file import read_json_object
+from bitnet.train.config import ReportConfig
 
 _WANDB_STATE = "wandb-run.json"
 
@@ -23,6 +24,14 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Write what is left."""
+
+
+def check_packages(report: ReportConfig) -> None:
+    """Raises ResourceError: a sink that is asked for needs a package that is not installed."""
+    if report.tensorboard:
+        _require("tensorboard", "tensorboard")
+    if report.wandb is not None:
+        _require("wandb", "wandb")
 
 
 class TensorBoard:

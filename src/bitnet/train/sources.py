@@ -16,7 +16,11 @@ from bitnet.train.tokenizer import fingerprint, load_tokenizer
 
 
 def open_source(
-    path: Path, tokenizer: tokenizers.Tokenizer, split: str = "train", verify: bool = True
+    path: Path,
+    tokenizer: tokenizers.Tokenizer,
+    split: str = "train",
+    verify: bool = True,
+    chat_template: str | None = None,
 ) -> Corpus:
     """The corpus at a path.
 
@@ -24,6 +28,7 @@ def open_source(
         tokenizer: the run's.
         split: of a prepared folder; a file has only one.
         verify: compare a prepared folder's hashes, which reads all of it.
+        chat_template: the tokenizer's, for conversations in a file.
     Raises:
         FormatError: the source is missing, damaged, or holds no text.
         InputError: the folder was prepared with another tokenizer or has no such split; or a data set
@@ -33,15 +38,20 @@ def open_source(
     if path.is_dir():
         _check_tokenizer(path, tokenizer)
         return Corpus.open(path, split, verify)
-    if str(path).startswith("hf:"):
+    refuse_hub(str(path))
+    return _read(path, tokenizer, chat_template)
+
+
+def refuse_hub(path: str) -> None:
+    """Raises InputError: the path names a data set of the Hub."""
+    if path.startswith("hf:"):
         raise InputError(
             f"{path}: a data set of the Hub is not read during training; `bitnet prepare` it first"
         )
-    return _read(path, tokenizer)
 
 
-def _read(path: Path, tokenizer: tokenizers.Tokenizer) -> Corpus:
-    encoder = Encoder(tokenizer)
+def _read(path: Path, tokenizer: tokenizers.Tokenizer, chat_template: str | None) -> Corpus:
+    encoder = Encoder(tokenizer, chat_template=chat_template)
     dtype = np.dtype(dtype_for(encoder.vocab_size))
     rows = []
     text_bytes = 0

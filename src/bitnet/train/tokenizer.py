@@ -29,13 +29,16 @@ Split = Literal["gpt2", "llama3"]
 _SEPARATORS = ((SEPARATOR,), ("<|end_of_text|>", "<|begin_of_text|>"), ("</s>", "<s>"))
 
 
-def learn_tokenizer(documents: Iterable[str], vocab_size: int, split: Split = "gpt2") -> Tokenizer:
+def learn_tokenizer(
+    documents: Iterable[str], vocab_size: int, split: Split = "gpt2", option: str = "--vocab-size"
+) -> Tokenizer:
     """Learn a vocabulary of `vocab_size` ids.
 
     Args:
         documents: read once, one after the other.
         split: the pieces that merges stay inside, as GPT-2 or Llama 3 cuts them; Llama 3's numbers have at
             most three digits, and its line ends are pieces of their own.
+        option: what the size is called where it was given, for messages.
     Raises:
         InputError: fewer ids than the 256 bytes and the separator, or more than the text yields.
     """
@@ -54,7 +57,7 @@ def learn_tokenizer(documents: Iterable[str], vocab_size: int, split: Split = "g
     if tokenizer.get_vocab_size() < vocab_size:
         raise InputError(
             f"the text yields only {tokenizer.get_vocab_size()} of {vocab_size} vocabulary entries; "
-            "give more text or a smaller --vocab-size"
+            f"give more text or a smaller {option}"
         )
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{SEPARATOR} $A", special_tokens=[(SEPARATOR, tokenizer.token_to_id(SEPARATOR))]
@@ -81,7 +84,7 @@ def train_tokenizer(sources: Sequence[DataSource], vocab_size: int, seed: int) -
 
     Raises: what `learn_tokenizer` and `Source.documents` raise.
     """
-    return learn_tokenizer(_sample(sources, seed), vocab_size)
+    return learn_tokenizer(_sample(sources, seed), vocab_size, option="model.vocab_size")
 
 
 def _sample(sources: Sequence[DataSource], seed: int) -> Iterator[str]:
@@ -106,6 +109,15 @@ def separator_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
             return ids
     known = ", or ".join(" and ".join(tokens) for tokens in _SEPARATORS)
     raise InputError(f"the tokenizer has no token that separates documents: {known}")
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """bos_token and eos_token as tokenizer_config.json names them; raises what `separator_ids` raises."""
+    end, begin = separator_ids(tokenizer)[0], separator_ids(tokenizer)[-1]
+    return {
+        "bos_token": str(tokenizer.id_to_token(begin)),
+        "eos_token": str(tokenizer.id_to_token(end)),
+    }
 
 
 def separator_id(tokenizer: Tokenizer) -> int:
@@ -189,13 +201,8 @@ def save_tokenizer(
     Raises:
         ResourceError: the folder cannot be written.
     """
-    separator = separator_ids(tokenizer)
-    values: dict[str, object] = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": tokenizer.id_to_token(separator[-1]),
-        "eos_token": tokenizer.id_to_token(separator[0]),
-        "clean_up_tokenization_spaces": False,
-    }
+    values: dict[str, object] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    values |= special_tokens(tokenizer) | {"clean_up_tokenization_spaces": False}
     if max_length is not None:
         values["model_max_length"] = max_length
     try:

@@ -22,7 +22,7 @@ import torch
 from tokenizers import Tokenizer
 
 from bitnet.errors import DivergedError, FormatError, InputError
-from bitnet.formats.checkpoint import Checkpoint
+from bitnet.formats.checkpoint import Checkpoint, read_checkpoint
 from bitnet.formats.tensor_names import expected_tensors
 from bitnet.nn import Transformer
 from bitnet.nn.bitlinear import set_quantization
@@ -32,14 +32,17 @@ from bitnet.train.code_health import CodeHealth
 from bitnet.train.config import CONFIG_FILE, TrainingConfig
 from bitnet.train.export import computed_config, export, whole_tensors
 from bitnet.train.guard import Guard
+from bitnet.train.heldout import HeldOut, open_texts
 from bitnet.train.initial import quieten_branches
+from bitnet.train.lock import sole_writer
 from bitnet.train.masters import load_masters
-from bitnet.train.optimizer import build_optimizer, follow_schedule
+from bitnet.train.optimizer import build_optimizer, follow_schedule, set_constants
 from bitnet.train.order import Batches
 from bitnet.train.parallel import Parallel, check_batch
 from bitnet.train.reporting import Reporting
 from bitnet.train.schedule import Schedule
 from bitnet.train.shards import Corpus
+from bitnet.train.sinks import check_packages
 from bitnet.train.sources import open_source
 from bitnet.train.step import Ids, StepResult, TrainingStep, weights_are_finite
 from bitnet.train.tokenizer import id_bound, load_tokenizer, read_chat_template, save_tokenizer
@@ -97,12 +100,13 @@ class Trainer:
         self.guard = Guard(config.guard)
         self.step = 0
         self.notices: list[str] = []
-        self._texts: Batches | None = None
+        self._texts: tuple[Batches, list[HeldOut]] | None = None
         if saved_steps(directory):
             self._restore()
 
     def _restore(self) -> None:
         facts = load_state(self.directory, self.model, self.optimizer, self.parallel)
+        set_constants(self.optimizer, self.config.optimizer)
         self.step = int(facts["step"])
         self.guard.restore(facts.get("guard", {}), str(self.directory))
         if facts.get("schedule") != self._curves():
@@ -122,7 +126,7 @@ class Trainer:
 
         Raises:
             InputError: the folder holds a run already; else as the constructor and for its texts, as `run`.
-            ResourceError: the folder cannot be written.
+            ResourceError: the folder cannot be written, or a package that the report needs is missing.
         """
         parallel = parallel or Parallel()
         if (directory / CONFIG_FILE).exists():
@@ -133,7 +137,7 @@ class Trainer:
             )
         parallel.wait()  # nobody may find the file that the first process writes below
         trainer = cls(directory, config, tokenizer, parallel, initial, chat_template)
-        trainer._texts = trainer._batches()
+        trainer._open_texts()
         parallel.from_first(trainer._write_head)
         return trainer
 
@@ -149,8 +153,11 @@ class Trainer:
     ) -> Trainer:
         """Continue the run of a folder.
 
+        Before its first checkpoint a run begins anew, from `initial` if it has one.
+
         Args:
             changes: `a.b=c` assignments to its configuration: another horizon, other texts, longer sequences.
+                They are kept once the texts can be read.
         Raises:
             FormatError: there is no run, or its files are damaged.
             InputError: a step would hold another number of tokens, in which schedule and record count; the
@@ -173,12 +180,14 @@ class Trainer:
                 "new run"
             )
         folder = directory / TOKENIZER_FOLDER
+        anew = changed.initial is not None and not saved_steps(directory)
         trainer = cls(
             directory,
             changed,
             load_tokenizer(folder),
             parallel,
-            chat_template=read_chat_template(folder),
+            read_checkpoint(str(changed.initial)) if anew else None,
+            read_chat_template(folder),
         )
         if trainer.step > trainer.schedule.steps:
             raise InputError(
@@ -188,7 +197,9 @@ class Trainer:
         if changed.model.quantization != config.model.quantization:
             trainer.notices.append(f"the quantisers differ from those that led to step {trainer.step}")
         if changed != config:
-            parallel.from_first(lambda: changed.save(path))
+            trainer._open_texts()
+            with sole_writer(directory, parallel):
+                parallel.from_first(lambda: changed.save(path))
         return trainer
 
     def run(self) -> bool:
@@ -198,11 +209,16 @@ class Trainer:
             Whether the horizon was reached.
         Raises:
             FormatError, InputError: a text is missing, damaged or too short.
+            InputError: another process trains in this folder.
             ResourceError: the disk is full, or another process is gone.
             DivergedError: too many steps in a row were not finite, or the weights are not.
         """
+        with sole_writer(self.directory, self.parallel):
+            return self._run()
+
+    def _run(self) -> bool:
         config, steps, parallel = self.config, self.schedule.steps, self.parallel
-        batches = self._texts or self._batches()
+        batches, heldout = self._texts or self._open_texts()
         update = TrainingStep(
             self.model,
             self.optimizer,
@@ -216,7 +232,7 @@ class Trainer:
         if self.step % config.report.codes_every == 0:
             codes.measure()  # the next flips are counted from here, as if the run had not been interrupted
         result = None
-        with _stop_signals() as stop, Reporting(self.directory, config, self.tokenizer, parallel) as report:
+        with _stop_signals() as stop, Reporting(self.directory, config, heldout, parallel) as report:
             report.start(self.step, steps, self.notices)
             while self.step < steps and not (result and result.stop):
                 values = self.schedule.at(self.step)
@@ -294,11 +310,12 @@ class Trainer:
             self.config.report.keep,
         )
 
-    def _curves(self) -> dict[str, list[dict[str, object]]]:
-        """The schedule in the plain form of run.json."""
-        return {
+    def _curves(self) -> dict[str, object]:
+        """The schedule in the plain form of run.json: lengths in steps, curves over fractions of the run."""
+        curves = {
             name: [dict(vars(stage)) for stage in stages] for name, stages in self.schedule.curves.items()
         }
+        return {"horizon": self.schedule.horizon, "warmup": self.schedule.warmup, "curves": curves}
 
     def _bad_step(self, inputs: Ids, result: StepResult, report: Reporting) -> None:
         """Note a skipped step; keep its batch, and end the run, after too many of them."""
@@ -323,11 +340,17 @@ class Trainer:
     def _last_saved(self) -> int:
         return max(saved_steps(self.directory), default=0)
 
-    def _batches(self) -> Batches:
-        data = self.config.data
-        corpora: list[Corpus] = [open_source(Path(s.path), self.tokenizer) for s in data.sources]
+    def _open_texts(self) -> tuple[Batches, list[HeldOut]]:
+        """All that a run can miss only when it has begun: what it learns from, evaluates on, reports by."""
+        check_packages(self.config.report)
+        data, template = self.config.data, self.chat_template
+        corpora: list[Corpus] = [
+            open_source(Path(source.path), self.tokenizer, chat_template=template) for source in data.sources
+        ]
         shares = [(source.passes, source.until) for source in data.sources]
-        return Batches(corpora, shares, data.sequence_length, self.config.seed)
+        batches = Batches(corpora, shares, data.sequence_length, self.config.seed)
+        self._texts = batches, open_texts(data.heldout, self.tokenizer, template)
+        return self._texts
 
 
 @contextmanager

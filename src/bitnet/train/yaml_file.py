@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,10 @@ _MOST_BYTES = 1 << 20  # of a YAML file; parsing takes seconds a megabyte
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without references, by which a small file can stand for gigabytes or hold itself; no key twice."""
+    """YAML without references, by which a small file can stand for gigabytes or hold itself; no key twice.
+
+    1e-5 is a number, as in YAML 1.2; YAML 1.1 wants a dot in it and a sign behind the e, else it is text.
+    """
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -28,6 +32,13 @@ class _Loader(yaml.SafeLoader):
         if twice:
             raise yaml.YAMLError(f"{twice[0]} is given twice")
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def _parse(text: str) -> object:
@@ -81,7 +92,7 @@ def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
             if not isinstance(section, dict):
                 raise ConfigError(f"--set {assignment!r}: {key} is no section, it holds {section!r}")
         try:
-            section[keys[-1]] = _number(_parse(text))
+            section[keys[-1]] = _parse(text)
         except yaml.YAMLError:
             raise ConfigError(f"--set {assignment!r}: {text!r} is not readable as YAML") from None
     return result
@@ -89,13 +100,3 @@ def override(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str,
 
 def _copy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _copy(value) if isinstance(value, Mapping) else value for key, value in values.items()}
-
-
-def _number(value: object) -> object:
-    """YAML 1.1 reads 1e-3 as text, for want of a dot; people mean a number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value

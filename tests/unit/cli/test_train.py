@@ -6,9 +6,11 @@ import pytest
 import yaml
 
 from bitnet.cli.main import run
+from bitnet.config import ModelConfig
 from bitnet.formats.checkpoint import read_checkpoint
+from bitnet.formats.synthesize import synthesize
 from bitnet.load import load_model
-from bitnet.train.tokenizer import learn_tokenizer
+from bitnet.train.tokenizer import learn_tokenizer, save_tokenizer
 
 SMALL = (
     "model={preset: stories, vocab_size: 270, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1}",
@@ -17,6 +19,15 @@ SMALL = (
 )
 
 
+TINY = {
+    "vocab_size": 270,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+}
 HUGE = "model={preset: stories, vocab_size: 270, hidden_size: 4000000000, head_dim: 32}"
 
 
@@ -98,6 +109,36 @@ def test_draws_a_schedule_without_training(text, tmp_path, capsys):
     assert "5000 steps" in capsys.readouterr().out
 
 
+def test_a_schedule_with_masters_needs_no_model(text, tmp_path, capsys):
+    synthesize(ModelConfig(**TINY), tmp_path / "masters", mode="online")
+    arguments = ("--data", text, "--steps", 7, "--plot-schedule", tmp_path / "a.png")
+    changes = ("--set", f"initial={tmp_path / 'masters'}", "--set", "data.sequence_length=8")
+    assert bitnet("train", *arguments, *changes) == 0
+    assert "7 steps" in capsys.readouterr().out
+
+
+def test_a_file_of_any_name_conversations_and_numbers_as_people_write_them(tmp_path, capsys):
+    """A character beyond 16 bits, a chat template beside the tokenizer, 1e-4 without a dot."""
+    said = [f"The cat sat on the mat {number} times." for number in range(40)]
+    chats = tmp_path / "gespräche 😀.jsonl"
+    rows = [{"messages": [{"role": "user", "content": text}]} for text in said]
+    chats.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    tokenizer = tmp_path / "tokenizer"
+    template = "{% for m in messages %}[{{ m.content }}]{% endfor %}"
+    save_tokenizer(learn_tokenizer(said, 260), tokenizer, chat_template=template)
+    model = json.dumps(TINY | {"preset": "2b4t"})[1:-1]
+    file = tmp_path / "run.yaml"
+    file.write_text(
+        f"model: {{{model}, rms_norm_eps: 1e-4}}\n"
+        "data: {batch_size: 2, sequence_length: 16}\n"
+        "schedule: {horizon: 2e0, learning_rate: {peak: 1e-3, warmup: 0}}\n"
+    )
+    arguments = ("--data", chats, "--tokenizer", tokenizer, "--threads", 1)
+    assert bitnet("train", file, "--out", tmp_path / "run", *arguments) == 0, capsys.readouterr().err
+    config = load_model(tmp_path / "run" / "model-packed").config
+    assert (config.rms_norm_eps, config.bos_token_id, config.eos_token_id) == (1e-4, 0, (0,))
+
+
 def test_the_schedule_of_low_bit_inputs_shows_where_they_begin(text, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr("bitnet.train.plots.plot_schedule", lambda curves, *_: drawn.append(curves))
@@ -128,6 +169,10 @@ def test_the_schedule_of_low_bit_inputs_shows_where_they_begin(text, tmp_path, m
         (("{text}", "--resume"), "leave the others out"),
         (("--resume", "--tokenizer", "{text}"), "leave the others out"),
         (("--data", "{text}", "--steps", "1", "--set", HUGE), "not enough memory"),
+        (("--data", "hf:org/name", "--steps", "1", "--preset", "stories"), "`bitnet prepare` it first"),
+        (("--data", "{text}", "--steps", "1", "--preset", "stories"), "a smaller model.vocab_size"),
+        (("--data", "{text}", "--steps", "1", "--set", "model.preset=[a]"), "model.preset is ['a']"),
+        (("--data", "{text}", "--steps", "1", "--set", "model={preset: stories, 1: 2, a: 3}"), "the key 1"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(text, tmp_path, capsys, arguments, message):

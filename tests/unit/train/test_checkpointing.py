@@ -14,6 +14,7 @@ import torch
 from bitnet.errors import DivergedError, FormatError, InputError
 from bitnet.train.checkpointing import FOLDER, saved_steps
 from bitnet.train.config import CONFIG_FILE, TrainingConfig
+from bitnet.train.lock import LOCK_FILE
 from bitnet.train.trainer import Trainer
 from bitnet.train.yaml_file import override
 
@@ -61,7 +62,7 @@ def test_what_killed_saves_left_behind_goes(tmp_path, config, tokenizer):
     (tmp_path / ".model-packed.tmp").mkdir()
     Trainer.create(tmp_path, config, tokenizer).run()
     assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == ["step-00000010", "step-00000012"]
-    assert not list(tmp_path.glob(".*"))
+    assert [path.name for path in tmp_path.glob(".*")] == [LOCK_FILE]
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path, config, tokenizer, interrupt):

@@ -113,6 +113,20 @@ def test_conversations_need_a_template(tokenizer, chat_folder):
         Encoder(core, chat_folder).encode([CHAT])
 
 
+def test_a_template_without_a_folder_gives_the_same_ids(chat_folder):
+    core = Tokenizer.from_file(str(chat_folder / "tokenizer.json"))
+    (expected,) = Encoder(core, chat_folder).encode([CHAT])
+    (found,) = Encoder(core, chat_template=TEMPLATE).encode([CHAT])
+    assert found.tolist() == expected.tolist()
+
+
+def test_the_current_folder_by_its_dot_is_refused(text_file, folder, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="choose another folder"):
+        prepare([str(text_file)], folder, type(tmp_path)("."))
+
+
 def test_batches_hold_every_document_and_little_text(monkeypatch):
     monkeypatch.setattr(encoding, "_MOST_CHARACTERS", 10)
     monkeypatch.setattr(encoding, "_MOST_DOCUMENTS", 3)

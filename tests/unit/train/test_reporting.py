@@ -11,6 +11,7 @@ from bitnet.errors import DivergedError, FormatError, ResourceError
 from bitnet.nn import Transformer
 from bitnet.train import reporting
 from bitnet.train.config import TrainingConfig
+from bitnet.train.heldout import open_texts
 from bitnet.train.parallel import Parallel
 from bitnet.train.record import METRICS, read_rows
 from bitnet.train.reporting import Reporting
@@ -30,7 +31,9 @@ def report(tmp_path, values, tokenizer, monkeypatch):
 
     def build(parallel=None, **changes) -> Reporting:
         values["report"] |= changes
-        return Reporting(tmp_path, TrainingConfig.from_dict(values), tokenizer, parallel or Parallel())
+        config = TrainingConfig.from_dict(values)
+        heldout = open_texts(config.data.heldout, tokenizer)
+        return Reporting(tmp_path, config, heldout, parallel or Parallel())
 
     return build
 

@@ -1,6 +1,7 @@
 """A run learns, stops, goes on to the bit, and keeps its record."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,10 +13,11 @@ from tokenizers import Tokenizer
 
 from bitnet.errors import ConfigError, DivergedError, FormatError, InputError, ResourceError
 from bitnet.formats.checkpoint import read_checkpoint
+from bitnet.train import sinks
 from bitnet.train.checkpointing import saved_steps
 from bitnet.train.config import CONFIG_FILE, TrainingConfig
 from bitnet.train.parallel import Parallel
-from bitnet.train.record import read_rows
+from bitnet.train.record import METRICS, read_rows
 from bitnet.train.trainer import Trainer
 from bitnet.train.yaml_file import override
 
@@ -184,7 +186,9 @@ def test_the_horizon_can_be_redrawn(tmp_path, config, tokenizer, capsys):
 def test_a_changed_schedule_is_noticed(tmp_path, config, tokenizer):
     Trainer.create(tmp_path, config, tokenizer).run()
     assert Trainer.resume(tmp_path).notices == []
-    assert "schedule differs" in Trainer.resume(tmp_path, ["schedule.weight_decay.peak=0.2"]).notices[0]
+    for change in ("weight_decay.peak=0.2", "horizon=13", "learning_rate.warmup=2"):
+        folder = shutil.copytree(tmp_path, tmp_path.with_name(change))
+        assert "schedule differs" in Trainer.resume(folder, [f"schedule.{change}"]).notices[0]
 
 
 def test_a_folder_with_a_run_is_not_overwritten(tmp_path, config, tokenizer):
@@ -214,6 +218,54 @@ def test_a_run_continues_from_masters_and_not_from_codes(tmp_path, config, token
         Trainer.create(tmp_path / "fourth", wide, tokenizer, initial=masters)
 
 
+def test_a_run_without_a_checkpoint_begins_again_with_its_masters(tmp_path, config, tokenizer):
+    """What a process that dies before the first save leaves behind."""
+    Trainer.create(tmp_path / "first", config, tokenizer).run()
+    folder = tmp_path / "first" / "model-bf16"
+    masters = read_checkpoint(folder)
+    Trainer.create(tmp_path / "second", changed(config, f"initial={folder}"), tokenizer, initial=masters)
+    again = Trainer.resume(tmp_path / "second")
+    for name, parameter in again.model.named_parameters():
+        assert torch.equal(parameter, torch.from_numpy(masters.tensors[name].float32())), name
+
+
+def test_changed_constants_of_the_optimiser_hold_from_the_resume_on(tmp_path, config, tokenizer):
+    Trainer.create(tmp_path, config, tokenizer).run()
+    resumed = Trainer.resume(
+        tmp_path, ["optimizer.betas=[0.5, 0.6]", "optimizer.eps=1e-3", "schedule.horizon=14"]
+    )
+    assert [(group["betas"], group["eps"]) for group in resumed.optimizer.param_groups] == [
+        ((0.5, 0.6), 1e-3)
+    ] * 2
+    assert resumed.run()
+
+
+def test_a_second_process_in_the_folder_is_refused_and_changes_nothing(tmp_path, config, tokenizer):
+    Trainer.create(tmp_path, config, tokenizer).run()
+    before = (tmp_path / CONFIG_FILE).read_bytes(), (tmp_path / METRICS).read_bytes()
+    program = (
+        "import sys, pathlib\n"
+        "from bitnet.train.lock import sole_writer\n"
+        "from bitnet.train.parallel import Parallel\n"
+        "with sole_writer(pathlib.Path(sys.argv[1]), Parallel()):\n"
+        "    print('held', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with first:
+        assert first.stdout.readline() == b"held\n"
+        with pytest.raises(InputError, match="another process trains here"):
+            Trainer.resume(tmp_path, ["schedule.horizon=14"])
+        with pytest.raises(InputError, match="another process trains here"):
+            Trainer.resume(tmp_path).run()
+        Trainer.resume(tmp_path).export(tmp_path / "exported", "offline")  # which only reads the run
+        assert before == ((tmp_path / CONFIG_FILE).read_bytes(), (tmp_path / METRICS).read_bytes())
+        first.kill()
+    assert Trainer.resume(tmp_path, ["schedule.horizon=14"]).run()
+
+
 def test_a_batch_smaller_than_the_processes_is_refused(tmp_path, config, tokenizer):
     with pytest.raises(ConfigError, match="5 processes"):
         Trainer(tmp_path, config, tokenizer, Parallel(0, 5))
@@ -226,13 +278,26 @@ def test_data_beyond_its_bounds_is_refused_before_the_folder_is_a_run(tmp_path, 
         source = f"data.sources=[{{path: {tmp_path / name}.txt}}]"
         with pytest.raises(error, match=rf"{name}\.txt"):
             Trainer.create(tmp_path / "run", changed(config, source), tokenizer)
+    with pytest.raises(FormatError, match=r"typo\.txt"):
+        Trainer.create(tmp_path / "run", changed(config, "data.heldout=[typo.txt]"), tokenizer)
     assert Trainer.create(tmp_path / "run", config, tokenizer).step == 0
 
 
-def test_data_that_vanished_is_refused_by_name(tmp_path, config, tokenizer):
+@pytest.mark.parametrize("key", ["data.sources=[{path: gone.txt}]", "data.heldout=[gone.txt]"])
+def test_data_that_vanished_is_refused_by_name_and_not_kept(tmp_path, config, tokenizer, key):
     Trainer.create(tmp_path, config, tokenizer)
     with pytest.raises(FormatError, match=r"gone\.txt"):
-        Trainer.resume(tmp_path, ["data.sources=[{path: gone.txt}]"]).run()
+        Trainer.resume(tmp_path, [key])
+    assert Trainer.resume(tmp_path).run()
+
+
+def test_a_package_that_a_report_needs_is_missed_before_the_folder_is_a_run(
+    tmp_path, config, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(sinks, "find_spec", lambda package: None)
+    with pytest.raises(ResourceError, match=r"bitnet-ternary\[tensorboard\]"):
+        Trainer.create(tmp_path, changed(config, "report.tensorboard=true"), tokenizer)
+    assert Trainer.create(tmp_path, config, tokenizer).step == 0
 
 
 def test_a_horizon_behind_the_run_is_refused_and_not_kept(tmp_path, config, tokenizer):
