@@ -225,11 +225,21 @@ print(*json.loads(re.search(r"^requires = (\[.*\])", open("pyproject.toml").read
   pip_install "${requirements[@]}" cmake ninja
 }
 
+# Version and home of a Python; an environment has those of the Python it was made with.
+identity() {
+  "$1" -c 'import sys; print(sys.version_info[:2], sys.base_prefix)' 2>/dev/null || true
+}
+
+# Whether PYTHON is set, and not to the one that .venv was made with.
+asks_for_another_python() {
+  [ -n "${PYTHON:-}" ] && [ -x "$python" ] && [ "$(identity "$PYTHON")" != "$(identity "$python")" ]
+}
+
 # Makes .venv hold bitnet with the extras named, besides those it already has.
 ensure_installed() {
   local extra extras list
   cd -- "$root"
-  if is_current "$@"; then
+  if ! asks_for_another_python && is_current "$@"; then
     return
   fi
   extras=$(installed_extras)
@@ -241,7 +251,8 @@ ensure_installed() {
   mkdir -p "$(dirname -- "$log")"
   : >"$log"
   # Scripts in .venv name their Python by its full path: a checkout that was moved gets a new one.
-  if ! "$python" -m pip --version >/dev/null 2>&1 || ! grep -qF "$python" "$venv/bin/pip"; then
+  if asks_for_another_python || ! "$python" -m pip --version >/dev/null 2>&1 ||
+    ! grep -qF "$python" "$venv/bin/pip"; then
     step "creating .venv" "$base_python" -m venv --clear "$venv"
   fi
   say "using $("$python" --version) and $("${compiler%% *}" --version | head -n 1)"

@@ -8,7 +8,8 @@ the float32 product of the same round. A sample is as many products as take 50 m
 that is not timed: for some 100 ms OpenBLAS's threads spin on and would take a core from what comes next.
 
 Weights are packed before. Packing the activations (float32 to signs, int8 codes to bit planes) is part of a
-product's time and also shown apart. Every result is compared with the exact one first.
+product's time and also shown apart. Every product of integers is compared with the exact one first; the
+ternary layer, whose result is rounded, has its tests.
 """
 
 from __future__ import annotations

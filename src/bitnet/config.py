@@ -38,6 +38,7 @@ _VARIANT = "bitnet-variant"
 VARIANT_ARCHITECTURE = "BitNetVariant"
 _MODEL_TYPES = ("bitnet", "bitnet-b1.58", "llama", _VARIANT)
 _ACTIVATIONS = ("relu2", "silu")
+MOST_POSITIONS = 1 << 24  # every position has a row in the tables of the rotary embedding
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,11 @@ class ModelConfig:
             self._require_positive(key)
         for key in ("num_attention_heads", "num_key_value_heads", "max_position_embeddings"):
             self._require_positive(key)
+        if self.max_position_embeddings > MOST_POSITIONS:
+            raise ConfigError(
+                f"max_position_embeddings is {self.max_position_embeddings}; at most {MOST_POSITIONS:,} are "
+                "supported"
+            )
         if self.head_dim == 0:
             if self.hidden_size % self.num_attention_heads:
                 raise ConfigError(

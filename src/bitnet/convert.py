@@ -20,7 +20,7 @@ from typing import Any, Literal, cast, get_args
 from numpy.typing import NDArray
 
 from bitnet.errors import InputError
-from bitnet.formats.checkpoint import Checkpoint, read_checkpoint, write_model_files
+from bitnet.formats.checkpoint import Checkpoint, check_new_folder, read_checkpoint, write_model_files
 from bitnet.formats.gguf.container_writer import Writable
 from bitnet.formats.gguf.vocabulary import write_tokenizer
 from bitnet.formats.gguf.writer import EmbeddingType, TernaryType, write_gguf
@@ -107,8 +107,11 @@ def convert(
             f"the embedding of {target!r} is written as it is; leave the choice {embedding!r} out"
         )
     path = Path(destination)
-    if path.is_file() or (path.is_dir() and (target.startswith("gguf-") or any(path.iterdir()))):
-        raise InputError(f"{path}: exists already; choose a new name or remove it first")
+    if target.startswith("gguf-"):
+        if path.exists():
+            raise InputError(f"{path}: exists already; choose a new name or remove it first")
+    else:
+        check_new_folder(path)
     checkpoint = read_checkpoint(embedded_model() if source is None else source)
     config = checkpoint.config
     if target.startswith("gguf-"):

@@ -262,11 +262,13 @@ def _split(
 
 def _ids(ids: Sequence[int], vocab_size: int) -> NDArray[np.int32]:
     try:
-        array = np.asarray(ids, dtype=np.int64)
-    except (TypeError, ValueError, OverflowError):
-        raise InputError("token ids must be whole numbers") from None
+        array = np.asarray(ids)
+    except (TypeError, ValueError, OverflowError):  # ragged
+        raise InputError("a sequence needs a flat list of at least one token id") from None
     if array.ndim != 1 or array.size == 0:
         raise InputError("a sequence needs a flat list of at least one token id")
+    if array.dtype.kind not in "iu":
+        raise InputError("token ids must be whole numbers")
     outside = array[(array < 0) | (array >= vocab_size)]
     if outside.size:
         raise InputError(f"token id {outside[0]} is outside 0..{vocab_size - 1} (vocab_size)")

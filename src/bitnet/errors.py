@@ -11,11 +11,18 @@ class BitnetError(Exception):
     """Base of every error that is the input's fault rather than the library's."""
 
     def __str__(self) -> str:
-        """The message as one that can be printed: without half surrogate pairs, and not too long to read."""
+        """The message as one that can be printed: not too long to read, without what a terminal would obey.
+
+        Files' names and keys stand in it as they came.
+        """
         message = super().__str__()
         if len(message) > _LONGEST:
             message = f"{message[: _LONGEST // 2]} […] {message[-_LONGEST // 2 :]}"
-        return message.encode("utf-8", "backslashreplace").decode()
+        return "".join(char if char.isprintable() or char in "\n\t" else _escape(char) for char in message)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
 
 
 class ConfigError(BitnetError, ValueError):

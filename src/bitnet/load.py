@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from bitnet.config import ModelConfig
-from bitnet.errors import ConfigError, FormatError, InputError
+from bitnet.errors import ConfigError, FormatError, InputError, ResourceError
 from bitnet.formats.checkpoint import Checkpoint, read_checkpoint
 from bitnet.generate.model import Model
 from bitnet.quantize.kv_cache import KvType
@@ -50,16 +50,22 @@ def load_model(
         raise InputError("isa, kv_dtype and head are options of the 'cpu' engine; leave them out")
     checkpoint = read_checkpoint(embedded_model() if path_or_id is None else path_or_id)
     tokenizer = load_tokenizer(checkpoint)
+    try:
+        if engine == "cpu":
+            from bitnet.cpu_model import CpuModel
+        else:
+            from bitnet.torch_model import TorchModel
+    except ModuleNotFoundError as error:
+        raise ResourceError(
+            f"the {engine} engine is not installed: {error}; ./setup.sh brings the cpu engine, "
+            "./setup.sh --with torch the torch one"
+        ) from None
     match engine:
         case "cpu":
-            from bitnet.cpu_model import CpuModel
-
             return CpuModel.from_checkpoint(
                 checkpoint, tokenizer, threads=threads, kv_dtype=kv_dtype, head=head, isa=isa
             )
         case "torch":
-            from bitnet.torch_model import TorchModel
-
             return TorchModel.from_checkpoint(checkpoint, tokenizer, threads=threads)
 
 

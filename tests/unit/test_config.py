@@ -75,6 +75,7 @@ def test_unknown_preset_lists_the_known():
         ({"vocab_size": "512"}, ConfigError, "vocab_size is '512'"),
         ({"vocab_size": True}, ConfigError, "vocab_size is True"),
         ({"max_position_embeddings": 2.0}, ConfigError, r"max_position_embeddings is 2\.0"),
+        ({"max_position_embeddings": 10**30}, ConfigError, "at most 16,777,216 are supported"),
         ({"hidden_act": "gelu"}, ConfigError, "hidden_act is 'gelu'; known are relu2, silu"),
         ({"rms_norm_eps": 0}, ConfigError, "rms_norm_eps is 0"),
         ({"rms_norm_eps": float("nan")}, ConfigError, "rms_norm_eps is nan"),

@@ -196,6 +196,26 @@ def test_plain_transformers_runs_what_we_export(golden, tmp_path, safe_ids, kind
     np.testing.assert_allclose(found, expected, atol=TOLERANCE, rtol=0)
 
 
+def test_float32_scales_survive_in_a_bfloat16_model(golden, tmp_path):
+    """As save_pretrained and bitnet.convert write them."""
+    model = load(golden / "bf16_online", torch.bfloat16)
+    model.save_pretrained(tmp_path / "saved")
+    again = load(tmp_path / "saved", torch.bfloat16)
+    scales = [{n: b for n, b in m.named_buffers() if n.endswith("weight_scale")} for m in (model, again)]
+    assert scales[0].keys() == scales[1].keys()
+    for name, scale in scales[0].items():
+        assert scale.dtype == torch.float32
+        assert torch.equal(scale, scales[1][name]), name
+
+
+@pytest.mark.parametrize("kind", ["packed_offline", "bf16_online"])
+def test_inference_mode_from_the_file_on(golden, safe_ids, kind):
+    expected = load(golden / kind).generate(safe_ids[:1], max_new_tokens=3, do_sample=False)
+    with torch.inference_mode():
+        found = load(golden / kind).generate(safe_ids[:1], max_new_tokens=3, do_sample=False)
+    assert torch.equal(found, expected)
+
+
 def test_a_pipeline_tells_what_our_engine_tells(tmp_path):
     stories = load_model(kv_dtype="float32", head="full")
     folder = stories.tokenizer.where

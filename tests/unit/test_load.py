@@ -9,7 +9,7 @@ import pytest
 import tokenizers
 
 from bitnet import load
-from bitnet.errors import ConfigError, FormatError, InputError
+from bitnet.errors import ConfigError, FormatError, InputError, ResourceError
 
 PACKED = Path(__file__).parents[1] / "golden" / "packed_offline"
 
@@ -101,3 +101,10 @@ def test_embedded_model(tmp_path, monkeypatch, engines):
     monkeypatch.setattr(load.resources, "files", lambda _: tmp_path)
     _, checkpoint, *_ = load.load_model()
     assert checkpoint.directory == tmp_path / "assets" / "stories"
+
+
+@pytest.mark.parametrize("engine", ["cpu", "torch"])
+def test_an_engine_that_is_not_installed(monkeypatch, engine):
+    monkeypatch.setitem(sys.modules, f"bitnet.{engine}_model", None)
+    with pytest.raises(ResourceError, match=rf"the {engine} engine is not installed.*setup\.sh"):
+        load.load_model(engine=engine)

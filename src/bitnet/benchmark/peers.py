@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bitnet.benchmark.cases import Case, Runner, fixed_ids
-from bitnet.errors import InputError, ResourceError
+from bitnet.errors import InputError, ResourceError, UnsupportedError
+from bitnet.json_file import read_json_object
 
 _WARM_UP_STEPS = 2  # of decode; the peers' own first-use work is done then, and transformers' steps are slow
 _LLAMA_ERROR = 4  # GGML_LOG_LEVEL_ERROR
@@ -169,6 +170,12 @@ class _Transformers:
 
     def __init__(self, directory: str) -> None:
         self._torch, self._library = import_module("torch"), import_module("transformers")
+        kind = read_json_object(Path(directory) / "config.json").get("model_type")
+        if kind not in ("bitnet", "bitnet-b1.58"):
+            raise UnsupportedError(
+                f"{directory}: transformers' BitNet is not what its model_type {kind!r} means; leave out "
+                "--against transformers, or compare a plain b1.58 model"
+            )
         model = self._library.BitNetForCausalLM.from_pretrained(directory, dtype=self._torch.bfloat16)
         self._model = model.eval()
         self.name = f"transformers {self._library.__version__}"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitnet.cli import options
-from bitnet.errors import BitnetError
+from bitnet.errors import BitnetError, InputError
 
 if TYPE_CHECKING:
     from bitnet.generate import Chat, Model, SamplingParams, Stream
@@ -110,7 +110,7 @@ class _Session:
 
     def _lines(self) -> Iterator[str]:
         if not self._at_terminal:
-            yield from filter(None, map(str.strip, sys.stdin))
+            yield from filter(None, map(str.strip, map(_decoded, sys.stdin.buffer)))
             return
         import readline  # noqa: F401  (makes input() edit its line and remember the earlier ones)
 
@@ -165,3 +165,11 @@ class _Session:
         if self._chat is not None:
             return self._chat.send(text, self._params)
         return stream(self._model, text, self._params)
+
+
+def _decoded(line: bytes) -> str:
+    """A line from a pipe, whose encoding is not the terminal's affair."""
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not UTF-8 text (at byte {error.start} of a line)") from None

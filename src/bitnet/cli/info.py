@@ -144,6 +144,8 @@ def _describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
     tensor = checkpoint.tensor(name)
     row: dict[str, Any] = {"name": name, "dtype": tensor.dtype, "ternary": False, "shape": list(tensor.shape)}
     owner = name.removesuffix(".weight")
+    from bitnet.formats.tensor import Tensor
+
     if owner.endswith("_proj") and name.endswith(".weight"):
         from bitnet.quantize.packing import unpack
 
@@ -154,10 +156,11 @@ def _describe(checkpoint: Checkpoint, name: str) -> dict[str, Any]:
         row |= {"ternary": True, "shape": [rows, linear.packed.shape[1]]}
         row |= {"zero_fraction": _zero_codes(linear), "scale": float(linear.scales.mean()), "sample": sample}
     else:
-        head = type(tensor)(tensor.dtype, (_SAMPLES,), tensor.data.reshape(-1)[:_SAMPLES]).float32()
+        data = tensor.data  # a block-quantised one is decoded anew each time
+        head = Tensor(tensor.dtype, (_SAMPLES,), data.reshape(-1)[:_SAMPLES]).float32()
         # The shortest decimals that give back the float32, not the longer ones of its float64.
         sample = [float(f"{value:.6g}") for value in head]
-        row |= {"zero_fraction": _zero_fraction(tensor.data), "scale": None, "sample": sample}
+        row |= {"zero_fraction": _zero_fraction(data), "scale": None, "sample": sample}
     row["parameters"] = math.prod(row["shape"])
     return row
 

@@ -6,6 +6,7 @@ A traceback means a defect of the library.
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -53,6 +54,8 @@ def build(verbs: Iterable[str]) -> typer.Typer:
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a model may write what the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="replace")
     # Only the verb that is asked for is imported; help and mistyped verbs need them all.
     asked = [verb for verb in arguments[:1] if verb in VERBS]
     try:
@@ -62,7 +65,10 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     except BitnetError as error:
         _fail(str(error))
     except MemoryError:
-        _fail("not enough memory; use a smaller model or context (--ctx-size)")
+        _fail(
+            "not enough memory; use a smaller model, or a shorter context (--ctx-size where there is one, "
+            "max_position_embeddings in config.json)"
+        )
     except OSError as error:
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
     sys.exit(0)

@@ -220,8 +220,8 @@ def _reported(
 @contextmanager
 def _new_folder(directory: Path) -> Iterator[Path]:
     """A temporary sibling that becomes `directory` when the block ends well, and vanishes otherwise."""
-    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
-        raise InputError(f"{directory}: exists already; choose a new folder or remove it first")
+    check_new_folder(directory)
+    directory = directory.resolve()  # a link's target, not the link, is replaced
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
@@ -235,6 +235,14 @@ def _new_folder(directory: Path) -> Iterator[Path]:
         raise error if isinstance(error, ResourceError) else disk_error(error, directory) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_new_folder(directory: Path) -> None:
+    """Raises InputError: a folder cannot be made there, because something is, or it is the current one."""
+    if directory.is_file() or (directory.is_dir() and any(directory.iterdir())):
+        raise InputError(f"{directory}: exists already; choose a new folder or remove it first")
+    if directory.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise InputError(f"{directory}: is the folder this runs in, or above it; name a new folder")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

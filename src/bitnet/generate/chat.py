@@ -84,7 +84,8 @@ class Chat:
         return [self._question, {"role": "assistant", "content": text}]
 
     def _encode(self, rendered: RenderedChat) -> list[int]:
-        if self._answer is not None:
+        # Where the last turn is not part of the conversation, a question can only look like it.
+        if self._answer is not None and self._last_turn():
             result = self._answer.result
             answer = list(result.ids[:-1] if result.stop_reason == "stop_token" else result.ids)
             so_far = self._rendered.text + result.text

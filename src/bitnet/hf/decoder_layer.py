@@ -29,7 +29,7 @@ from transformers.models.bitnet.modeling_bitnet import (
 
 from bitnet import _core
 from bitnet.hf.cache_room import find_room
-from bitnet.hf.linear import KernelLinear
+from bitnet.hf.linear import KernelLinear, version_of
 
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -113,7 +113,7 @@ class KernelDecoderLayer(BitNetDecoderLayer):  # type: ignore[misc]  # transform
         """The native layer for the weights as they are now."""
         kernels = [layer.current_kernel() for layer in parts[_LINEARS]]
         weights = [norm._parameters["weight"] for norm in parts[_NORMS]]
-        state = (*kernels, *[(weight.data_ptr(), weight._version) for weight in weights])
+        state = (*kernels, *[(weight.data_ptr(), version_of(weight)) for weight in weights])
         if self._native is None or state != self._made_for:
             attention, mlp = parts[_ATTENTION], parts[_MLP]
             self._native = _core.DecoderLayer(

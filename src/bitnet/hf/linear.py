@@ -80,7 +80,8 @@ class KernelLinear(nn.Module):
         # 0x55: four codes 1, the value 0
         packed = torch.full((out_features // 4, in_features), 0x55, dtype=torch.uint8, device=device)
         self.register_buffer("weight", packed)
-        self.register_buffer("weight_scale", torch.ones(1, dtype=dtype, device=device))
+        # float32 whatever the model's type: a rounded scale would be another model
+        self.register_buffer("weight_scale", torch.ones(1, dtype=torch.float32, device=device))
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
         self._kernel: _core.TernaryLinear | None = None
         self._prepared_for: tuple[int, ...] = ()
@@ -145,7 +146,7 @@ class KernelLinear(nn.Module):
         # straight from the dictionary: as attributes they take half a millisecond a token of 30 layers
         buffers: dict[str, Any] = self._buffers
         weight, scale = buffers["weight"], buffers["weight_scale"]
-        state = (weight.data_ptr(), weight._version, scale.data_ptr(), scale._version)
+        state = (weight.data_ptr(), version_of(weight), scale.data_ptr(), version_of(scale))
         if self._kernel is None or state != self._prepared_for:
             packed = weight.contiguous().numpy()
             self._kernel = _core.TernaryLinear(packed, self.multiplier(), layer_pool())
@@ -155,6 +156,11 @@ class KernelLinear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """For copy and pickle: the kernels' copy is made anew."""
         return {**self.__dict__, "_kernel": None}
+
+
+def version_of(tensor: Tensor) -> int:
+    """Changes when the values do; tensors of torch.inference_mode() do not count and pass for constant."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def multiply_together(x: Tensor, layers: Sequence[KernelLinear]) -> list[Tensor]:

@@ -93,8 +93,13 @@ class ChatTemplate:
                 start_new_session=True,  # Ctrl-C is for the answer, not for this
                 check=False,
             )
+            if done.returncode > 0:  # below 0 by a signal, as the kernel ends what is over its limits
+                last = done.stderr.decode("utf-8", "replace").strip().rpartition("\n")[2]
+                raise FormatError(f"{self.where}: the chat template cannot be rendered: {_line(last)}")
             reply = json.loads(done.stdout)
-        except (subprocess.TimeoutExpired, ValueError):
+        except (subprocess.TimeoutExpired, ValueError) as error:
+            if isinstance(error, FormatError):
+                raise
             reply = {"error": f"it takes more than {_SECONDS} s or {_MEMORY >> 20} MB"}
         except OSError as error:
             raise ResourceError(f"{self.where}: no process for the chat template: {error}") from None

@@ -59,8 +59,11 @@ def _limit(seconds: int, memory: int) -> None:
         import resource
     except ImportError:  # Windows: only the parent's timeout holds there
         return
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+    for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory)):
+        try:
+            resource.setrlimit(kind, (most, most))
+        except (OSError, ValueError):  # macOS bounds no address space
+            continue
 
 
 def _main() -> None:

@@ -14,6 +14,7 @@ passes unchanged, because templates may look into contents (`'</think>' in conte
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,12 @@ class RenderedChat:
         return text.translate({ord(seal): char for seal, char in self.seals.items()})
 
 
+def _begins_another(part: str, words: Sequence[str]) -> bool:
+    """Whether one of the sorted words begins with `part` and is longer."""
+    at = bisect_right(words, part)
+    return at < len(words) and words[at].startswith(part)
+
+
 class ControlTokens:
     """The control tokens of a vocabulary, as strings to find and to seal."""
 
@@ -52,8 +59,9 @@ class ControlTokens:
         self._tokens = sorted(filter(None, tokens), key=len, reverse=True)
         # A look-ahead finds overlapping occurrences too: sealing one must not leave the other.
         self._starts = re.compile(f"(?={'|'.join(map(re.escape, self._tokens))})" if self._tokens else "(?!)")
-        self._heads = {token[:n] for token in self._tokens for n in range(1, len(token))}
-        self._tails = {token[n:] for token in self._tokens for n in range(1, len(token))}
+        # Sorted, to be searched: all their heads and tails would take the square of a token's length.
+        self._forwards = sorted(self._tokens)
+        self._backwards = sorted(token[::-1] for token in self._tokens)
         self._longest = max(map(len, self._tokens), default=0)
 
     def seal(self, messages: Sequence[Mapping[str, str]]) -> tuple[list[dict[str, str]], dict[str, str]]:
@@ -82,9 +90,9 @@ class ControlTokens:
         start = len(content) - len(content.lstrip())  # templates strip contents
         end = len(content.rstrip())
         for n in range(1, min(self._longest, end - start + 1)):
-            if content[end - n : end] in self._heads:
+            if _begins_another(content[end - n : end], self._forwards):
                 places.add(end - n)
-            if content[start : start + n] in self._tails:
+            if _begins_another(content[start : start + n][::-1], self._backwards):
                 places.add(start + n - 1)
         return places
 

@@ -78,6 +78,9 @@ def llama3_control_tokens() -> list[str]:
     ]
 
 
+_LONGEST_TOKEN = 2000  # of base64; Llama 3's longest has 172, and every split of a token is looked at
+
+
 def _read_ranks(path: Path) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     try:
@@ -91,7 +94,11 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
     for number, line in enumerate(content.splitlines(), start=1):
         try:
             token, rank = line.split()
+            if len(token) > _LONGEST_TOKEN:
+                raise FormatError(f"{path}: line {number} has a token of {len(token):,} characters")
             ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except FormatError:
+            raise
         except (ValueError, binascii.Error):
             raise FormatError(f"{path}: line {number} is not 'base64 rank'") from None
     if sorted(ranks.values()) != list(range(len(ranks))) or not all(bytes([b]) in ranks for b in range(256)):

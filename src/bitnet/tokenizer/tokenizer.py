@@ -28,6 +28,7 @@ from bitnet.tokenizer.sealing import ControlTokens, RenderedChat
 from bitnet.tokenizer.tiktoken_file import read_tiktoken
 
 _LLAMA3 = {"<|begin_of_text|>": 128000, "<|eot_id|>": 128009}
+_LONGEST_CONTROL = 1000  # characters; searching texts for one takes the square of it
 _T = TypeVar("_T")
 
 
@@ -63,6 +64,11 @@ class Tokenizer:
 
         added = core.get_added_tokens_decoder()
         special = {token.content: (number, token) for number, token in added.items() if token.special}
+        longest = max(map(len, special), default=0)
+        if longest > _LONGEST_CONTROL:
+            raise FormatError(
+                f"{where}: a special token has {longest:,} characters; expected at most {_LONGEST_CONTROL}"
+            )
         self._controls = ControlTokens(special)
         longest_first = sorted(special.values(), key=lambda item: len(item[1].content), reverse=True)
         self._control_ids = [number for number, _ in longest_first]
@@ -238,8 +244,8 @@ class Tokenizer:
     def _find_chat_template(self, settings: Mapping[str, Any]) -> ChatTemplate | None:
         source = settings.get("chat_template")
         if isinstance(source, list):  # several named ones
-            named = {item.get("name"): item.get("template") for item in source if isinstance(item, Mapping)}
-            source = named.get("default")
+            default = (i for i in source if isinstance(i, Mapping) and i.get("name") == "default")
+            source = next(default, {}).get("template")
         if source is None and all(self.token_to_id(token) == number for token, number in _LLAMA3.items()):
             source = CHAT_TEMPLATE_2B4T
         if source is None:

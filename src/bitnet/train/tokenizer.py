@@ -180,8 +180,8 @@ def read_chat_template(folder: Path) -> str | None:
         raise FormatError(f"{own}: cannot be read ({error})") from None
     found = read_json_object(settings).get("chat_template") if settings.is_file() else None
     if isinstance(found, list):  # several named ones
-        named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-        found = named.get("default")
+        default = (item for item in found if isinstance(item, dict) and item.get("name") == "default")
+        found = next(default, {}).get("template")
     if not isinstance(found, str | None):
         raise FormatError(f"{settings}: chat_template is {type(found).__name__}, expected text")
     return found

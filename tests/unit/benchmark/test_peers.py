@@ -9,7 +9,7 @@ import pytest
 from bitnet.benchmark import peers
 from bitnet.benchmark.cases import Case, fixed_ids
 from bitnet.benchmark.peers import find_peer
-from bitnet.errors import InputError, ResourceError
+from bitnet.errors import InputError, ResourceError, UnsupportedError
 
 HERE = Path("model")
 
@@ -181,3 +181,9 @@ def test_llama_cpp_in_its_process(llama_cpp):
     file = file.rename(llama_cpp / "broken.gguf")
     with pytest.raises(ResourceError, match=r"cannot load .*broken.gguf: .*unknown model architecture: 'x'$"):
         find_peer("llama.cpp", HERE, file)
+
+
+def test_transformers_is_not_asked_for_what_it_computes_otherwise(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "bitnet-variant"}')
+    with pytest.raises(UnsupportedError, match="bitnet-variant"):
+        peers._Transformers(str(tmp_path))

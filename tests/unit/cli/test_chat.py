@@ -125,3 +125,9 @@ def test_keys_at_a_terminal(chat_model):
         terminal.program.kill()
         terminal.program.wait()
         os.close(terminal.screen)
+
+
+def test_a_pipe_that_is_no_utf8(bitnet, chat_model):
+    refused = bitnet("chat", "--model", chat_model, "--max-tokens", 1, stdin=b"caf\xe9\n")
+    assert "not UTF-8 text (at byte 3" in refused.err
+    assert refused.code == 2

@@ -1,6 +1,7 @@
 """`bitnet convert`: every source to every target, exactly, or a refusal that leaves nothing behind."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -109,6 +110,12 @@ def test_embeddings(run, golden, embedding):
     assert (error == 0) == (embedding == "f16")
 
 
+@pytest.mark.parametrize("embedding", ["f16", "q8_0", "q6_k"])
+def test_info_reads_what_was_written(run, bitnet, golden, embedding):
+    path, _ = run(golden / "packed_offline", "gguf-i2_s", None, "--embedding", embedding)
+    assert "embed_tokens" in bitnet("info", path).out
+
+
 class TestCompanions:
     @pytest.mark.parametrize("to", TARGETS)
     def test_the_embedded_model_speaks_the_same(self, run, to):
@@ -173,6 +180,22 @@ class TestRefusals:
             (path / "diary").write_text("dear")
         assert "exists already" in bitnet("convert", golden / "packed_offline", path, "--to", to).refusal
         assert path.read_text() == "dear diary" if path.is_file() else (path / "diary").read_text() == "dear"
+
+    def test_the_current_folder_is_refused_before_any_work(self, bitnet, golden, tmp_path, monkeypatch):
+        source = golden.absolute() / "packed_offline"
+        monkeypatch.chdir(tmp_path)
+        assert "name a new folder" in bitnet("convert", source, ".", "--to", "packed").refusal
+
+    def test_a_link_leads_to_the_folder_that_is_written(self, run, golden, tmp_path):
+        (tmp_path / "real").mkdir()
+        (tmp_path / "link").symlink_to("real")
+        run(golden / "packed_offline", "packed", "link")
+        assert (tmp_path / "link").is_symlink()
+        assert (tmp_path / "real" / "config.json").is_file()
+
+    def test_a_source_whose_name_is_no_text(self, bitnet, golden, tmp_path):
+        source = shutil.copytree(golden / "packed_offline", os.fsdecode(os.fsencode(tmp_path) + b"/m\xe9l"))
+        assert bitnet("convert", source, tmp_path / "x.gguf", "--to", "gguf-i2_s").code == 0
 
     def test_a_folder_is_no_file(self, bitnet, golden, tmp_path):
         source = golden / "packed_offline"

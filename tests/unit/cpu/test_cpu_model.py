@@ -29,6 +29,7 @@ def model(golden):
         ([2**40], "is outside"),
         ([10**30], "whole numbers"),
         (["a"], "whole numbers"),
+        ([1.7], "whole numbers"),
     ],
 )
 def test_bad_ids(model, ids, words):

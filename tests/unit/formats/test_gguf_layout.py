@@ -1,6 +1,7 @@
 """I2_S in another byte order, or damaged, is refused where it can be told."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,13 +9,14 @@ import pytest
 import bitnet
 from bitnet.errors import FormatError, UnsupportedError
 from bitnet.formats.checkpoint import read_checkpoint
+from bitnet.formats.gguf import i2_s_layout
 from bitnet.formats.gguf.block_types import I2_S, TQ2_0
 from bitnet.formats.gguf.container import read_container
 from bitnet.formats.gguf.container_writer import Planned, write_container
 from bitnet.formats.gguf.i2_s_layout import _arm_columns
 from bitnet.formats.gguf.tensor_names import published_name
 from bitnet.formats.gguf.writer import write_gguf
-from bitnet.quantize.packing import unpack_2bit
+from bitnet.quantize.packing import pack_2bit, unpack_2bit
 
 
 class TestLayout:
@@ -120,3 +122,14 @@ def test_a_trained_model_is_told_from_its_arm_twin(tmp_path):
 def test_a_tq_file_may_be_silent_about_its_layout(edited, gguf_config):
     assert read_checkpoint(edited(ternary="tq2_0")).config == gguf_config
     assert TQ2_0.tail == 0
+
+
+def test_densities_are_those_of_the_whole_matrix(monkeypatch):
+    """Unpacked a few rows at a time."""
+    monkeypatch.setattr(i2_s_layout, "_ROWS", 3)
+    codes = np.random.default_rng(0).integers(-1, 2, (32, 128)).astype(np.int8)
+    packed = pack_2bit(codes)
+    monkeypatch.setattr(i2_s_layout, "to_packed", lambda *_: packed)
+    item = SimpleNamespace(type=None, raw=None, shape=codes.shape)
+    for axis in (0, 1):
+        np.testing.assert_allclose(i2_s_layout._density(item, axis), (codes != 0).mean(axis=axis), rtol=1e-12)

@@ -2,6 +2,7 @@ import pytest
 
 from bitnet.errors import FormatError, InputError
 from bitnet.tokenizer import CHAT_TEMPLATE_2B4T, ChatTemplate
+from bitnet.tokenizer import render as renderer
 
 MESSAGES = [{"role": "user", "content": " Grüße 😀 "}, {"role": "assistant", "content": "yes"}]
 
@@ -77,3 +78,20 @@ def test_error_messages_carry_no_terminal_codes():
 def test_an_oversized_template_is_refused():
     with pytest.raises(FormatError, match="characters"):
         ChatTemplate("x" * (1 << 20) + "x", "folder")
+
+
+def test_a_system_without_a_limit_renders_all_the_same(monkeypatch):
+    """macOS refuses to bound the address space."""
+    resource = pytest.importorskip("resource")
+
+    def refuse(kind, limits):
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    renderer._limit(4, 1 << 20)
+
+
+def test_a_renderer_that_does_not_start_is_no_fault_of_the_template(monkeypatch):
+    monkeypatch.setattr(renderer, "__file__", __file__ + ".missing")
+    with pytest.raises(FormatError, match=r"cannot be rendered: .*No such file"):
+        ChatTemplate("{{ messages }}", "m").render([{"role": "user", "content": "x"}], True, {})

@@ -164,3 +164,10 @@ def test_impossible_ids_are_refused(byte_level, ids):
 def test_half_a_surrogate_pair_is_refused(byte_level):
     with pytest.raises(InputError, match="cannot be encoded"):
         Tokenizer(byte_level()).encode("\ud83d")
+
+
+def test_a_special_token_as_long_as_a_book_is_refused(byte_level):
+    core = byte_level()
+    core.add_special_tokens([AddedToken("x" * 1001, special=True)])
+    with pytest.raises(FormatError, match="has 1,001 characters"):
+        Tokenizer(core)

@@ -29,6 +29,7 @@ _DEFAULT_ALIGNMENT, _LARGEST_ALIGNMENT = 32, 1 << 20
 _LARGEST_HEADER = 100_000_000  # bytes before the data; 2B4T's vocabulary takes 8 million
 _MOST_KEYS = _MOST_TENSORS = 1 << 16  # a thousand layers have 11,000 tensors
 _MOST_AXES = 4
+_LONGEST_STRING = 1 << 24  # bytes of a value; a decoded one can take six times as much
 _LONGEST_NAME = 1 << 10  # bytes; llama.cpp's tensor names have less than 64
 _SHORTEST_KEY = 8 + 4 + 1  # bytes of an unnamed byte
 _SHORTEST_TENSOR = 8 + 4 + 8 + 4 + 8
@@ -130,6 +131,10 @@ class _Cursor:
 
     def string(self, what: str) -> str:
         length = self.unsigned(8, what)
+        if length > _LONGEST_STRING:
+            raise FormatError(
+                f"{self.where}: {what} has {length:,} bytes; expected at most {_LONGEST_STRING:,}"
+            )
         start = self.skip(length, what)
         try:
             return self.buffer[start : start + length].decode("utf-8")

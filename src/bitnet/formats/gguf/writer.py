@@ -63,7 +63,8 @@ def write_gguf(
     kind, plan = _TERNARY[ternary], _plan(checkpoint, _TERNARY[ternary], _EMBEDDING[embedding])
     metadata: dict[str, Writable] = write_config(checkpoint.config, _ends(checkpoint))
     architecture = metadata["general.architecture"]
-    metadata["general.name"] = Path(checkpoint.where).stem or "bitnet"
+    stem = Path(checkpoint.where).stem or "bitnet"
+    metadata["general.name"] = stem.encode("utf-8", "replace").decode()  # names of files need not be text
     metadata["general.file_type"] = _FILE_TYPE[ternary]
     metadata["general.quantization_version"] = _QUANTIZATION_VERSION
     if kind is I2_S:
