@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import subprocess
 import sys
 
@@ -82,11 +83,15 @@ class Terminal:
         import pty
         import termios
 
+        def take_terminal():
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job is started without it
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
         self.screen, child = pty.openpty()
         self.program = subprocess.Popen(
             [sys.executable, "-m", "bitnet", *map(str, arguments)],
             stdin=child, stdout=child, stderr=child, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            preexec_fn=take_terminal,
         )  # fmt: skip
         os.close(child)
         self.seen = ""
