@@ -142,7 +142,7 @@ def load_state(
     facts = read_json_object(path / FACTS_FILE)
     if facts.get("step") != steps[-1]:
         raise FormatError(f"{path / FACTS_FILE}: step is {facts.get('step')!r}, not {steps[-1]}")
-    older = f"; remove it to go on from step {steps[-2]}" if len(steps) > 1 else ""
+    older = f"; remove it to {f'go on from step {steps[-2]}' if len(steps) > 1 else 'begin the run again'}"
     if damage := parallel.from_first(lambda: _damage(path, facts)):
         raise FormatError(f"{path}: is damaged: {damage}{older}")
     weights, moments = get_state_dict(model, optimizer)
